@@ -1,0 +1,180 @@
+"""The parser and what all commands have in common: settings, errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from pilotq import __version__
+from pilotq.errors import PilotqError, UserError
+
+INTERRUPTED = 130
+EXAMPLES = """\
+examples:
+  pilotq run etc/examples/pilots.sub     a pool on this machine, for this one file
+  pilotq up                              a pool that stays; eval "$(pilotq env)" for condor_submit and its kin
+  pilotq status                          what runs, waits and failed
+"""
+
+
+class Command(NamedTuple):
+    """One command: its help, module and function, arguments. Without help it is not listed."""
+
+    help: str
+    where: str
+    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = ()
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of things")
+    return int(text)
+
+
+def _argument(*names: str, **words: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, words
+
+
+_FOREMEN = _argument("--foremen", type=_count, metavar="N", help="foremen to start (default: foreman.count)")
+_SLOTS = _argument("--slots", type=_count, metavar="N", help="cores of the worker (default: the CPUs)")
+_JSON = _argument("--json", action="store_true", help="one JSON document")
+_WORKER_VERB = _argument("verb", nargs="?", choices=["drain", "forget"], help="say this to the master instead")
+_WORKER_NAME = _argument("name", nargs="?", help="which worker the verb is about")
+_OUT = _argument("--out", metavar="FILE", help="copy the token to this file, mode 0600")
+
+COMMANDS: dict[str, Command] = {
+    "run": Command(
+        "a pool for the given submit files: submit, show progress, wait, take it down",
+        "run:main",
+        (
+            _argument("files", nargs="+", metavar="FILE.sub", help="submit description, as for condor_submit"),
+            _FOREMEN,
+            _SLOTS,
+            _argument("--keep", action="store_true", help="leave the pool and its directory"),
+        ),
+    ),
+    "up": Command("start what is missing of a pool on this machine", "pool:up", (_FOREMEN, _SLOTS)),
+    "down": Command("stop what `up` started; tasks stay in the queue", "pool:down"),
+    "env": Command("print shell lines that put condor_* and pilotq on PATH", "info:env"),
+    "status": Command("processes, tasks, slots", "status:main", (_JSON,)),
+    "drain": Command(
+        "master: accept nothing new, finish what is there",
+        "status:drain",
+        (_argument("--off", action="store_true", help="accept again"),),
+    ),
+    "master": Command("be the master, in the foreground", "daemons:master"),
+    "foreman": Command("be a foreman, in the foreground", "daemons:foreman"),
+    "worker": Command(
+        "be a worker, in the foreground; or `worker drain|forget NAME`", "daemons:worker", (_WORKER_VERB, _WORKER_NAME)
+    ),
+    "token": Command(
+        "keys for foremen and workers on other hosts",
+        "info:token",
+        (_argument("role", nargs="?", choices=["worker", "foreman"], help="which token"), _OUT),
+    ),
+    "config": Command(
+        "the settings in force",
+        "info:config",
+        (_argument("--defaults", action="store_true", help="a pilotq.toml with all settings"), _JSON),
+    ),
+    "doctor": Command("look for what could go wrong here", "doctor:main", (_JSON,)),
+    "site": Command("", "site:main"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, f"see `{self.prog} --help`")
+
+
+def new_parser() -> Parser:
+    parser = Parser(
+        prog="pilotq",
+        description=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="pilotq [--set NAME=VALUE] COMMAND ...",
+    )
+    parser.add_argument("--version", action="version", version=f"pilotq {__version__}")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="first", help="see `config`")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands", prog="pilotq", parser_class=Parser
+    )
+    for name, command in COMMANDS.items():
+        words: dict[str, Any] = {"help": command.help} if command.help else {}
+        sub = commands.add_parser(name, description=command.help, allow_abbrev=False, **words)
+        sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="then", help="a setting")
+        for names, options in command.arguments:
+            sub.add_argument(*names, **options)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises: UserError."""
+    if not argv:
+        raise UserError("no command was given", "see `pilotq --help`")
+    first = argv[0]
+    if not first.startswith("-") and first not in COMMANDS:
+        near = difflib.get_close_matches(first, COMMANDS, 1)
+        raise UserError(f"there is no command {first!r}", f"did you mean {near[0]}?" if near else "see `pilotq --help`")
+    ours, words = _split_site(argv)
+    options = new_parser().parse_args(ours)
+    if options.command is None:
+        raise UserError("no command was given", "see `pilotq --help`")
+    options.words = words
+    options.overrides = {}
+    for text in [*options.first, *getattr(options, "then", [])]:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: there is no =", "write --set NAME=VALUE")
+        options.overrides[name.strip()] = value
+    return options
+
+
+def _split_site(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What follows `site` is in the words of alien-workqueue, not ours."""
+    words = list(argv)
+    at = words.index("site") if "site" in words else len(words)
+    is_command = all(word == "--set" or "=" in word for word in words[:at])
+    return (words[: at + 1], words[at + 1 :]) if is_command else (words, [])
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code; nothing but a bug comes out as an exception."""
+    try:
+        options = parse(argv)
+        module, _, function = COMMANDS[options.command].where.partition(":")
+        todo: Callable[[argparse.Namespace], int]
+        todo = getattr(importlib.import_module(f"pilotq.cli.{module}"), function)
+        code = todo(options)
+        sys.stdout.flush()
+        return code
+    except PilotqError as error:
+        _say(f"pilotq: {error.line()}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output had enough. Python must not find that out once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
+def run() -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        # Paths of users may hold any bytes.
+        if stream is not None:
+            stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,283 @@
+"""`run`: a pool for a few submit files, from nothing to nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from pilotq import units
+from pilotq.cli.context import SHIMS, is_on_network, make_directories, read_settings
+from pilotq.cli.pool import Pool, choices
+from pilotq.cli.progress import Counts, is_over, new_progress
+from pilotq.client import Client
+from pilotq.errors import PilotqError, UnavailableError, UserError
+
+#: Below the range that the kernel takes for outgoing connections.
+PORTS = range(20000, 32000)
+REPAIRS_MAX = 5
+#: How long a cancelled pool may take to write the last user logs.
+CANCEL_S = 20.0
+SHOWN_MAX = 5
+_SUBMITTED = re.compile(r"^(\d+) job\(s\) submitted to cluster (\d+)", re.MULTILINE)
+
+
+class Interrupted(BaseException):
+    """A signal asks us to leave."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def main(options: argparse.Namespace) -> int:
+    for path in options.files:
+        _check_readable(path)
+    settings = read_settings(options.overrides)
+    parent = _find_local_directory()
+    home = tempfile.mkdtemp(prefix="pilotq-", dir=parent)
+    overrides = {
+        **_of_its_own(home, options.foremen if options.foremen is not None else settings.foreman_count),
+        **({} if "worker.idle_timeout_s" in settings.given else {"worker.idle_timeout_s": "0"}),
+        **options.overrides,
+        **choices(options),
+    }
+    settings = read_settings(overrides)
+    make_directories(settings)
+    pool = Pool(settings, overrides, os.environ, dies_with_us=not options.keep)
+    return Run(pool, options.files, options.keep).run()
+
+
+def _of_its_own(home: str, foremen: int) -> dict[str, str]:
+    """Settings that keep this pool apart from everything else on the machine."""
+    master, first = _find_ports(foremen)
+    return {
+        "home": home,
+        "state_dir": home,
+        "master.bind": "127.0.0.1",
+        "master.host": "127.0.0.1",
+        "master.port": str(master),
+        "foreman.bind": "127.0.0.1",
+        "foreman.hosts": "127.0.0.1",
+        "foreman.base_port": str(first),
+        "foreman.token": f"{home}/foreman.token",
+        "worker.token": f"{home}/worker.token",
+        "worker.workdir": f"{home}/work",
+        "worker.drain_file": f"{home}/drain-worker",
+        "worker.single_task": "0",
+        "catalog.host": "",
+    }
+
+
+def _find_ports(foremen: int) -> tuple[int, int]:
+    """A free loopback port for the master, and the first of enough free ones in a row."""
+    for _ in range(100):
+        first = random.choice(PORTS)
+        sockets: list[socket.socket] = []
+        try:
+            for port in range(first, first + foremen + 1):
+                one = socket.socket()
+                sockets.append(one)
+                one.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        else:
+            return first, first + 1
+        finally:
+            for one in sockets:
+                one.close()
+    raise UnavailableError(f"no {foremen + 1} free ports in a row on 127.0.0.1", "ask for fewer with --foremen")
+
+
+def _find_local_directory() -> str:
+    """Where temporary files go, unless that is on a network."""
+    for path in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if os.access(path, os.W_OK | os.X_OK) and not is_on_network(path):
+            return path
+    raise UnavailableError("there is no local directory for temporary files", "set TMPDIR to one")
+
+
+def _check_readable(path: str) -> None:
+    if path == "-":
+        return
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})", "give the submit file to run") from None
+
+
+class Run:
+    """One call of `pilotq run`."""
+
+    def __init__(self, pool: Pool, files: Sequence[str], keep: bool) -> None:
+        self.pool = pool
+        self.home = pool.settings.home
+        self.client: Client = pool.client
+        self.files = files
+        self.keep = keep
+        self.clusters: list[int] = []
+        self._is_leaving = False
+        self._repairs = 0
+
+    def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        remains = False
+        try:
+            self._say(f"starting a pool in {self.home}")
+            self.pool.start_missing()
+            began = time.monotonic()
+            for path in self.files:
+                self._submit(path)
+            clusters = self._wait()
+            code = self._sum_up(clusters, time.monotonic() - began)
+            remains = self.keep
+        except Interrupted as interrupt:
+            self._is_leaving = True
+            self._say("stopping")
+            self._cancel()
+            code = interrupt.exit_code
+        except UnavailableError as error:
+            raise UnavailableError(str(error), f"the logs are in {self._keep_logs()}", exit_code=1) from None
+        finally:
+            self._is_leaving = True
+            if not remains:
+                self._take_down()
+        if remains:
+            self.pool.remember()
+            self._say(f"the pool goes on; use it with: export PILOTQ_HOME={shlex.quote(self.home)}")
+            self._say("stop it with: pilotq down")
+        return code
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_leaving:
+            raise Interrupted(number)
+        # The second time: no politeness.
+        self.pool.stop_all(polite=False)
+
+    def _submit(self, path: str) -> None:
+        """Raises: UserError after condor_submit has said on stderr why not."""
+        shim = f"{SHIMS}/condor_submit"
+        environ = {**self.pool.environ, "PATH": f"{SHIMS}:{os.environ.get('PATH', os.defpath)}"}
+        done = subprocess.run(
+            [shim, path],
+            env=environ,
+            stdin=None if path == "-" else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            check=False,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+        found = _SUBMITTED.findall(done.stdout)
+        if done.returncode or not found:
+            self._cancel()
+            raise UserError(f"{path} was refused by condor_submit (exit {done.returncode})", "nothing of it runs")
+        for count, cluster in found:
+            self.clusters.append(int(cluster))
+            self._say(f"submitted {path} as cluster {cluster}: {units.format_count(int(count), 'task')}")
+
+    def _wait(self) -> list[Counts]:
+        """The clusters when nothing is left of them but held tasks."""
+        progress = new_progress()
+        pause = 0.02
+        try:
+            while True:
+                clusters = self._ask()
+                if clusters is not None:
+                    progress.show(clusters)
+                    if all(is_over(cluster) for cluster in clusters):
+                        self._settle(10.0)
+                        return clusters
+                time.sleep(pause)
+                pause = min(pause * 1.2, 0.3)
+        finally:
+            progress.close()
+
+    def _ask(self) -> list[Counts] | None:
+        """The clusters; None while the master does not answer but may come back."""
+        for words in self.pool.repair():
+            self._say(f"{words}; started again")
+            self._repairs += 1
+            if self._repairs > REPAIRS_MAX:
+                raise UnavailableError("the pool does not stay alive", f"look into {self.home}/logs", exit_code=1)
+        try:
+            return list(self.client.get("/v1/clusters?ids=" + ",".join(map(str, self.clusters))))
+        except UnavailableError:
+            return None
+
+    def _settle(self, timeout_s: float) -> None:
+        """Wait until the last user logs are written."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if not self.client.get("/v1/status").get("scribe", {}).get("backlog"):
+                return
+            time.sleep(0.02)
+
+    def _cancel(self) -> None:
+        """End what is there, so that logs do not end in the middle of a task."""
+        if not self.clusters:
+            return
+        try:
+            selection = [{"cluster": cluster} for cluster in self.clusters]
+            self.client.post("/v1/act", {"verb": "cancel", "selection": selection, "reason": "pilotq run was stopped"})
+            end = time.monotonic() + CANCEL_S
+            while time.monotonic() < end and not all(map(is_over, self._ask() or [])):
+                time.sleep(0.05)
+            self._settle(max(0.0, end - time.monotonic()))
+        except PilotqError as error:
+            self._say(error.line())
+
+    def _sum_up(self, clusters: Sequence[Counts], seconds: float) -> int:
+        total, done, failed, held, cancelled = (
+            sum(int(cluster.get(key) or 0) for cluster in clusters)
+            for key in ("count", "done", "failed", "held", "cancelled")
+        )
+        good = done - failed
+        counts = {"failed": failed, "held": held, "cancelled": cancelled}
+        words = [f"{good:,} done", *(f"{number:,} {word}" for word, number in counts.items() if number)]
+        took = units.format_duration(seconds)
+        print(f"{units.format_count(total, 'task')}: {', '.join(words)} in {took} ({total / seconds:.1f} tasks/s)")
+        for state in ("failed", "held"):
+            if counts[state]:
+                self._show(state, counts[state])
+        folders = sorted({str(cluster["iwd"]) for cluster in clusters if cluster.get("iwd")} or {os.getcwd()})
+        print("outputs are where the description says, seen from " + ", ".join(folders))
+        return 0 if good == total else 1
+
+    def _show(self, state: str, count: int) -> None:
+        rows: list[dict[str, Any]] = []
+        for cluster in self.clusters:
+            rows += self.client.get(f"/v1/tasks?cluster={cluster}&state={state}&limit={SHOWN_MAX}")
+        for row in rows[:SHOWN_MAX]:
+            words = [str(row.get("outcome") or ""), str(row.get("code") or ""), str(row.get("reason") or "")]
+            print(f"  {row['task']} {state}: {' '.join(word for word in words if word)}")
+        if count > SHOWN_MAX:
+            print(f"  and {count - SHOWN_MAX:,} more")
+
+    def _keep_logs(self) -> str:
+        kept = tempfile.mkdtemp(prefix="pilotq-logs-", dir=os.path.dirname(self.home))
+        shutil.copytree(f"{self.home}/logs", kept, dirs_exist_ok=True)
+        return kept
+
+    def _take_down(self) -> None:
+        self.pool.stop_all()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _say(self, text: str) -> None:
+        try:
+            print(f"pilotq: {text}", file=sys.stderr, flush=True)
+        except OSError:
+            pass

@@ -1,0 +1,113 @@
+"""HTTP + JSON to the master's Unix socket, for commands. Standard library only, and little of it: start-up counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+from pilotq.errors import InternalError, PeerError, PilotqError, UnavailableError, UserError
+
+#: A path that does not fit into sockaddr_un is reached through a descriptor of its directory.
+_PATH_MAX = 100
+_HINTS = {404: 3, 403: 5, 409: 7, 503: 5}
+
+
+class Client:
+    """The master of one PILOTQ_HOME; every call is a connection of its own."""
+
+    def __init__(self, home: str, timeout_s: float = 30.0) -> None:
+        self.home = home
+        self.timeout_s = timeout_s
+
+    def get(self, path: str) -> Any:
+        """Raises: UnavailableError when nobody answers, UserError when it was refused, PeerError."""
+        return self._call("GET", path, b"")
+
+    def post(self, path: str, body: Any) -> Any:
+        return self._call("POST", path, json.dumps(body).encode())
+
+    def is_there(self) -> bool:
+        """Does a master answer?"""
+        try:
+            self._connect().close()
+        except UnavailableError:
+            return False
+        return True
+
+    def socket_path(self) -> str:
+        """Raises: UnavailableError when no master has been started here."""
+        try:
+            with open(os.path.join(self.home, "api"), encoding="utf-8", errors="surrogateescape") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            raise UnavailableError(f"no master runs in {self.home}", "start one with `pilotq up`") from None
+        except OSError as error:
+            raise UnavailableError(
+                f"{self.home} cannot be read ({error.strerror})", "set PILOTQ_HOME to a pool of your own", exit_code=5
+            ) from None
+
+    def _connect(self) -> socket.socket:
+        path = self.socket_path()
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        peer.settimeout(self.timeout_s)
+        folder = -1
+        try:
+            if len(os.fsencode(path)) > _PATH_MAX:
+                folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
+                path = f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+            peer.connect(path)
+        except OSError as error:
+            peer.close()
+            raise self._nobody(error) from None
+        finally:
+            if folder >= 0:
+                os.close(folder)
+        return peer
+
+    def _nobody(self, error: OSError) -> PilotqError:
+        if isinstance(error, PermissionError):
+            return UnavailableError(
+                f"{self.home} belongs to another user", "set PILOTQ_HOME to a pool of your own", exit_code=5
+            )
+        said = error.strerror or str(error)
+        return UnavailableError(
+            f"no answer from the master of {self.home} ({said})", "start it with `pilotq up`, or see `pilotq doctor`"
+        )
+
+    def _call(self, method: str, path: str, body: bytes) -> Any:
+        head = (
+            f"{method} {path} HTTP/1.0\r\nHost: pilotq\r\nAccept: application/json\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        parts = []
+        with self._connect() as peer:
+            try:
+                peer.sendall(head.encode() + body)
+                while part := peer.recv(1 << 18):
+                    parts.append(part)
+            except OSError as error:
+                raise self._nobody(error) from None
+        return _read_answer(method, path, b"".join(parts))
+
+
+def _read_answer(method: str, path: str, data: bytes) -> Any:
+    head, _, body = data.partition(b"\r\n\r\n")
+    words = head.split(b"\r\n")[0].split()
+    if len(words) < 2 or not words[1].isdigit():
+        raise UnavailableError("the master went away in the middle of an answer", "try again")
+    status = int(words[1])
+    if status == 200:
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise PeerError(f"the master answered {method} {path} with something else than JSON") from None
+    text = body.decode("utf-8", "replace").strip()
+    if text.startswith("{"):
+        text = str(json.loads(text).get("error", text))
+    text = text or f"the master answered {method} {path} with {status}"
+    if status == 500:
+        raise InternalError(text, "look into logs/master.log; this is a bug of pilotq")
+    family = UnavailableError if status in (502, 503, 504) else UserError
+    raise family(text, exit_code=_HINTS.get(status, 2 if status < 500 else 4))

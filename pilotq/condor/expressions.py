@@ -1,0 +1,294 @@
+"""ClassAd expressions: the one place that knows `classad2`.
+
+An *ad* maps attribute names to expression text in old ClassAd syntax, as job ads are written and printed. An
+expression is parsed once; evaluating it looks up only the attributes it refers to, and remembers the answer for each
+distinct set of their values, so that a constraint on a million tasks costs a dictionary look-up each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+import classad2
+
+from pilotq.errors import UserError
+
+# Reading an ad makes the library learn HTCondor's functions (stringListMember, ...); until then they are errors.
+classad2.parseOne("a = 1")
+
+#: What an expression can come to. Lists, nested ads and times are python's list, ClassAd and datetime.
+Value = Any
+UNDEFINED: Value = classad2.Value.Undefined
+ERROR: Value = classad2.Value.Error
+
+#: Longer ones are refused unparsed.
+EXPRESSION_BYTES_MAX = 64 << 10
+_MEMO_MAX = 4096
+
+
+class Ad(Protocol):
+    """What an expression is evaluated against."""
+
+    def get(self, name: str, /) -> str | None:
+        """Expression text of an attribute, named in lower case."""
+
+
+def ad_of(attributes: Mapping[str, str | int | float | bool]) -> dict[str, str]:
+    """An ad from attributes in any case; numbers and booleans are taken as values, strings as expression text."""
+    return {name.lower(): value if isinstance(value, str) else unparse(value) for name, value in attributes.items()}
+
+
+# ---- text ------------------------------------------------------------------------------------------------------
+
+#: String literals of the old syntax, quoted attribute names, what is rewritten outside of them.
+_TOKEN = re.compile(
+    r"""(?P<string>"(?:\\"|[^"])*")|(?P<name>'(?:\\.|[^'\\])*')|(?P<my>\bMY\s*\.\s*(?=['A-Za-z_]))|"""
+    r"""(?P<time>\btime\s*\(\s*\)|\bCurrentTime\b)""",
+    re.IGNORECASE,
+)
+#: Attribute that stands for CurrentTime and time(); to the library, the former is neither function nor attribute.
+_NOW = "PilotqNow"
+_LONE_BACKSLASH = re.compile(r'\\(?!")')
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_REAL = re.compile(r"-?[0-9]+\.[0-9]+(?:[eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Value] = {"true": True, "false": False, "undefined": UNDEFINED, "error": ERROR}
+
+
+def _new_syntax(text: str, rewrite: bool) -> str:
+    """Old syntax (a backslash only ever escapes a quote) as the parser's.
+
+    `rewrite`: also drop `MY.`, and let the moment be an attribute like any other: there is one ad and one moment.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        if match["string"]:
+            return _LONE_BACKSLASH.sub(r"\\\\", match["string"])
+        if match["my"] and rewrite:
+            return ""
+        if match["time"] and rewrite:
+            return _NOW
+        return match[0]
+
+    return _TOKEN.sub(replace, printable(text))
+
+
+def printable(text: str) -> str:
+    """Bytes that are not UTF-8 cannot be given to the library."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def quote(value: str) -> str:
+    """A string as old ClassAd text."""
+    return '"' + value.replace('"', '\\"') + '"'
+
+
+def unquote(text: str) -> str | None:
+    """The string that a text is the literal of; None when it is something else."""
+    if len(text) < 2 or text[0] != '"' or text[-1] != '"':
+        return None
+    inner = text[1:-1]
+    if '"' in inner:
+        if '"' in inner.replace('\\"', ""):
+            return None
+        inner = inner.replace('\\"', '"')
+    return inner
+
+
+def unparse(value: Value) -> str:
+    """A value as old ClassAd text."""
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, classad2.Value):
+        return "error" if value == ERROR else "undefined"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and value - value == 0:
+        text = f"{value:.16G}"
+        return text if "." in text or "E" in text else text + ".0"
+    return _printed(value)
+
+
+def _printed(value: Any) -> str:
+    """Value or tree by the library's own printer of old syntax."""
+    ad = classad2.ClassAd()
+    ad["x"] = value
+    return str(ad.printOld())[4:-1]
+
+
+@lru_cache(4096)
+def canonical(text: str) -> str:
+    """Expression text as HTCondor prints it; unchanged when it cannot be parsed."""
+    if literal(text) is not None:
+        return text
+    try:
+        return _printed(classad2.ExprTree(_new_syntax(text, rewrite=False)))
+    except (classad2.ClassAdException, ValueError):
+        return text
+
+
+@lru_cache(4096)
+def json_text(text: str) -> str:
+    """Expression text as the value of a JSON object indented by two blanks."""
+    ad = classad2.ClassAd()
+    try:
+        ad["x"] = classad2.ExprTree(_new_syntax(text, rewrite=False))
+    except (classad2.ClassAdException, ValueError):
+        ad["x"] = printable(text)
+    printed = str(ad.printJson())
+    return printed[printed.index(":") + 2 : printed.rindex("}")].rstrip("\n")
+
+
+@lru_cache(16384)
+def literal(text: str) -> Value | None:
+    """The value of a text that needs no evaluation; None when it needs some."""
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    string = unquote(text)
+    if string is not None:
+        return string
+    if _REAL.fullmatch(text):
+        return float(text)
+    return _WORDS.get(text.lower()) if len(text) < 10 else None
+
+
+# ---- expressions -----------------------------------------------------------------------------------------------
+
+
+class Expression:
+    """A parsed expression.
+
+    Raises: UserError when the text is none.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        if len(text) > EXPRESSION_BYTES_MAX:
+            raise UserError(f"an expression of {len(text)} bytes", f"at most {EXPRESSION_BYTES_MAX} are taken")
+        try:
+            self._tree = classad2.ExprTree(_new_syntax(text, rewrite=True))
+            found = classad2.ClassAd().externalRefs(self._tree)
+        except (classad2.ClassAdException, ValueError):
+            raise UserError(f"not an expression: {text[:200]}") from None
+        #: Attributes it refers to, lower case; the moment is `currenttime`.
+        self.names: tuple[str, ...] = tuple(sorted({_attribute(name) for name in found} - {""}))
+        self._memo: dict[tuple[str | None, ...], Value] | None = {} if "random" not in text.lower() else None
+
+    def evaluate(self, ad: Ad, now: float = 0) -> Value:
+        """Its value in an ad; attributes that are expressions themselves are evaluated there too.
+
+        Units: now in seconds since 1970, for CurrentTime and time().
+        """
+        texts = tuple([str(int(now)) if name == "currenttime" else ad.get(name) for name in self.names])
+        if self._memo is None or any(text is not None and literal(text) is None for text in texts):
+            return self._compute(ad, now)
+        try:
+            return self._memo[texts]
+        except KeyError:
+            if len(self._memo) >= _MEMO_MAX:
+                self._memo.clear()
+            value = self._memo[texts] = self._compute(ad, now)
+            return value
+
+    def _compute(self, ad: Ad, now: float) -> Value:
+        values: dict[str, Value] = {_NOW: int(now)}
+        wanted = list(self.names)
+        while wanted:
+            name = wanted.pop()
+            text = None if name in values or name == "currenttime" else ad.get(name)
+            if text is None:
+                continue
+            value = literal(text)
+            if value is None:
+                inner = find(text)
+                values[name] = ERROR if inner is None else inner._tree
+                wanted += inner.names if inner is not None else ()
+            else:
+                values[name] = printable(value) if isinstance(value, str) else value
+        try:
+            return self._tree.eval(classad2.ClassAd(values))
+        except classad2.ClassAdException:
+            return ERROR
+
+
+def _attribute(name: str) -> str:
+    """The attribute of the ad that a reference needs; "" for another ad's."""
+    scope, _, _ = name.lower().partition(".")
+    return {"target": "", _NOW.lower(): "currenttime"}.get(scope, scope)
+
+
+@lru_cache(4096)
+def compiled(text: str) -> Expression:
+    """Raises: UserError when the text is not an expression."""
+    return Expression(text)
+
+
+def find(text: str) -> Expression | None:
+    try:
+        return compiled(text)
+    except UserError:
+        return None
+
+
+def valid(text: str) -> bool:
+    return find(text) is not None
+
+
+def truth(value: Value) -> bool | None:
+    """True, false or neither: a number counts as true when it is not 0, everything else is neither."""
+    if isinstance(value, classad2.Value) or not isinstance(value, (bool, int, float)):
+        return None
+    return bool(value)
+
+
+def is_true(value: Value) -> bool:
+    """True, or a number other than 0; undefined, error and all else are not."""
+    return truth(value) is True
+
+
+def evaluate(text: str, attributes: Mapping[str, str | int | float | bool], now: float) -> Value:
+    """The value of an expression in attributes of any case.
+
+    Raises: UserError when the text is not an expression.
+    """
+    return compiled(text).evaluate(ad_of(attributes), now)
+
+
+def closure(names: Iterable[str], get: Callable[[str], str | None]) -> set[str]:
+    """These attributes and all that their expressions refer to."""
+    found: set[str] = set()
+    wanted = list(names)
+    while wanted:
+        name = wanted.pop()
+        if name in found:
+            continue
+        found.add(name)
+        text = get(name)
+        if text is not None and literal(text) is None:
+            inner = find(text)
+            wanted += inner.names if inner is not None else ()
+    return found
+
+
+_EQUALITY = re.compile(r"\s*\(?\s*([A-Za-z_]\w*)\s*==\s*([0-9]{1,15})\s*\)?\s*", re.ASCII)
+
+
+def equalities(text: str) -> dict[str, int]:
+    """What every ad for which the expression is true must have: attribute (lower case) -> integer.
+
+    It reads conjunctions of plain comparisons (`ClusterId == 5 && ProcId == 0`) and nothing else, so that a reader
+    need not look at all tasks to find one.
+    """
+    parts = text.replace("=?=", "==").split("&&")
+    if not set("|?[]{}/\"'").isdisjoint("".join(parts)) or any(part.count("(") != part.count(")") for part in parts):
+        return {}
+    bounds: dict[str, int] = {}
+    for part in parts:
+        match = _EQUALITY.fullmatch(part)
+        if match:
+            bounds[match[1].lower()] = int(match[2])
+    return bounds

@@ -1,0 +1,107 @@
+"""What runs: executable, arguments, environment, and the commands before and after it.
+
+Each function is a section of the description of a job (`procs.SECTIONS`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+
+from pilotq.condor.expressions import quote
+from pilotq.condor.job import Job, Parts
+from pilotq.condor.lexer import SubmitError, shown
+from pilotq.condor.quoting import is_new, join_environment, join_new, parse_arguments, parse_environment, split_new
+from pilotq.condor.request import raw
+from pilotq.model import Command
+
+#: What one argument or one variable may take, its end included. Source: execve(2), MAX_ARG_STRLEN.
+ARGUMENT_BYTES_MAX = 131072
+EXECUTABLE = "condor_exec.exe"
+
+_SEPARATOR = re.compile(r"[\s,]+", re.ASCII)
+
+
+def _check_length(what: str, text: str) -> None:
+    if len(text) * 4 >= ARGUMENT_BYTES_MAX and len(raw(text)) >= ARGUMENT_BYTES_MAX:
+        raise SubmitError(
+            f"{what} takes {len(raw(text))} bytes: Linux starts no program with one of more than "
+            f"{ARGUMENT_BYTES_MAX - 1} (MAX_ARG_STRLEN); put it into an input file"
+        )
+
+
+def is_transferred(job: Job) -> bool:
+    """Whether the executable comes from the submit side."""
+    return job.flag(True, "transfer_executable", "transferexecutable")
+
+
+def on_arguments(job: Job, parts: Parts) -> None:
+    """argv, and the attribute Arguments (new syntax) or Args (old)."""
+    if job.get("arguments2"):
+        raise SubmitError("arguments2 is not supported by pilotq yet: use arguments")
+    text = job.get("arguments", "args")
+    words = parse_arguments(text)
+    for word in words:
+        _check_length("an argument", word)
+    if is_transferred(job):
+        program = f"./{EXECUTABLE}"
+    else:
+        program = job.get("executable", "cmd")
+        program = program if "/" in program else f"./{program}"
+    parts.description["argv"] = [program, *words]
+    if text and not is_new(text):
+        parts.ad["Args"] = quote(" ".join(words))
+    else:
+        parts.ad["Arguments"] = quote(join_new(words))
+
+
+def on_environment(job: Job, parts: Parts) -> None:
+    """Variables that getenv takes over, and those of `environment`, which win."""
+    if job.get("environment2"):
+        raise SubmitError("environment2 is not supported by pilotq yet: use environment")
+    variables = _imported(job, job.known("getenv", "get_env"))
+    text = job.get("environment", "env")
+    if text:
+        variables = {**variables, **parse_environment(text)}
+    for name, value in variables.items():
+        _check_length(f"the variable {shown(name)}", f"{name}={value}")
+    if variables:
+        parts.description["env"] = variables
+    parts.ad["Environment"] = quote(join_environment(variables))
+
+
+def _imported(job: Job, wanted: str) -> dict[str, str]:
+    if not wanted or wanted.lower() in ("false", "f", "no", "0"):
+        return {}
+    if wanted not in job.imported:
+        patterns = ["*"] if wanted.lower() in ("true", "t", "yes", "1") else _SEPARATOR.split(wanted)
+        found: dict[str, str] = {}
+        for name, value in job.side.request.env.items():
+            chosen = False
+            for pattern in patterns:
+                if fnmatch.fnmatchcase(name, pattern.removeprefix("!")):
+                    chosen = not pattern.startswith("!")
+            # What a shell cannot have set by `A=1` is no variable to be handed on: functions of bash, for one.
+            if chosen and name and "\n" not in value and not name.startswith("BASH_FUNC"):
+                found[name] = value
+        job.imported[wanted] = found
+    return job.imported[wanted]
+
+
+def on_commands(job: Job, parts: Parts) -> None:
+    """+PreCmd and +PostCmd with their arguments, variables and the exit code they must have."""
+    for when in ("Pre", "Post"):
+        command = job.literal(f"{when}Cmd")
+        if not command:
+            continue
+        new, old = job.literal(f"{when}Arguments"), job.literal(f"{when}Args")
+        words = split_new(new) if new is not None else parse_arguments(old or "")
+        new, old = job.literal(f"{when}Environment"), job.literal(f"{when}Env")
+        variables = parse_environment('"' + new.replace('"', '""') + '"' if new else old or "")
+        for word in words:
+            _check_length(f"an argument of {when}Cmd", word)
+        parts.description[when.lower()] = Command(
+            argv=[command if command.startswith("/") else "./" + command.removeprefix("./"), *words],
+            env=variables,
+            success_code=job.integer(f"my.success{when.lower()}exitcode"),
+        )

@@ -1,0 +1,1 @@
+"""The part that decides: synchronous, without sockets, files, clocks or random numbers."""

@@ -1,0 +1,240 @@
+"""The foreman decides little: who is connected, what goes where, when to leave. It never opens what it relays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pilotq import wire
+from pilotq.core.turn import Action, Event, Now, Tell, Turn
+
+#: A master that is silent for this many heartbeats is looked for again.
+BEATS_MISSED_MAX = 4
+#: A worker's session without a word for this long is forgotten.
+SESSION_SILENT_S = 60.0
+
+
+class FromAbove(Event, frozen=True):
+    """A payload of the master; `session` empty: for the foreman itself."""
+
+    session: bytes
+    payload: bytes
+
+
+class FromBelow(Event, frozen=True):
+    """A payload of a worker."""
+
+    session: bytes
+    payload: bytes
+
+
+class SessionLost(Event, frozen=True):
+    """A worker's connection cannot be written to any more."""
+
+    session: bytes
+
+
+class AboveReset(Event, frozen=True):
+    """The connection to the master was closed or made anew."""
+
+
+class Drain(Event, frozen=True):
+    """The drain file is there."""
+
+
+class Tick(Event, frozen=True):
+    """The time `next_wakeup` named has come."""
+
+
+class Up(Action, frozen=True):
+    """Send a payload to the master."""
+
+    session: bytes
+    payload: bytes
+
+
+class Down(Action, frozen=True):
+    """Send a payload to a worker."""
+
+    session: bytes
+    payload: bytes
+
+
+class Allow(Action, frozen=True):
+    """Let these keys in, and no others."""
+
+    keys: list[tuple[str, str]]
+
+
+class Reconnect(Action, frozen=True):
+    """Open the connection to the master anew."""
+
+
+class FileWanted(Action, frozen=True):
+    """A worker asks for a kept file: serve it from the cache, or get it first."""
+
+    session: bytes
+    message: wire.Get
+
+
+class FileArrived(Action, frozen=True):
+    """A piece of a kept file came from the master."""
+
+    message: wire.Chunk
+
+
+class Leave(Action, frozen=True):
+    """End the process."""
+
+    reason: str
+
+
+class _AssignHead(wire._Message, frozen=True, tag="Assign"):
+    """The part of an assignment a foreman looks at; the rest stays packed."""
+
+    cluster: int
+
+
+_assign_head = msgspec.msgpack.Decoder(_AssignHead)
+_GET = b"\xa3Get"
+_ASSIGN = b"\xa6Assign"
+
+
+class ForemanCore:
+    """The deciding part of a foreman."""
+
+    def __init__(self, name: str, pid: int, version: str, now: Now) -> None:
+        self.name, self._pid, self._version = name, pid, version
+        #: Worker session -> boot time of its last word, and clusters it was told of.
+        self.sessions: dict[bytes, float] = {}
+        self._told: dict[bytes, set[int]] = {}
+        #: Packed `Describe` by cluster.
+        self._descriptions: dict[int, bytes] = {}
+        self.welcomed = False
+        self.draining = False
+        self._seq = 0
+        self._beat_s = 1.0
+        self._beat_at = now.boot
+        self._heard_at = now.boot
+        self._drain_said_at = float("-inf")
+        self._actions: list[Any] = []
+
+    def handle(self, event: Event, now: Now) -> Turn:
+        """React to one event; a foreman remembers nothing durably."""
+        if isinstance(event, FromBelow):
+            self._from_below(event, now)
+        elif isinstance(event, FromAbove):
+            self._from_above(event, now)
+        elif isinstance(event, SessionLost):
+            self._forget(event.session)
+        elif isinstance(event, AboveReset):
+            self.welcomed = False
+            self._say_hello(now)
+        elif isinstance(event, Drain):
+            self._drain(now)
+        else:
+            self._tick(now)
+        actions, self._actions = self._actions, []
+        return Turn([], actions)
+
+    def next_wakeup(self) -> float | None:
+        return self._beat_at
+
+    def check(self) -> None:
+        """Nothing here can contradict itself."""
+
+    def _from_below(self, event: FromBelow, now: Now) -> None:
+        if event.session not in self.sessions:
+            self._told[event.session] = set()
+        self.sessions[event.session] = now.boot
+        if event.payload[1:5] == _GET:
+            message = wire.unpack(event.payload)
+            if isinstance(message, wire.Get):
+                self._actions.append(FileWanted(event.session, message))
+            return
+        self._actions.append(Up(event.session, event.payload))
+
+    def _from_above(self, event: FromAbove, now: Now) -> None:
+        self._heard_at = now.boot
+        if not event.session:
+            self._for_me(wire.unpack(event.payload), event.payload, now)
+            return
+        told = self._told.get(event.session)
+        if told is None:
+            self._up(wire.Gone([event.session]))
+            return
+        if event.payload[1:8] == _ASSIGN:
+            cluster = _assign_head.decode(event.payload).cluster
+            if cluster not in told and cluster in self._descriptions:
+                told.add(cluster)
+                self._actions.append(Down(event.session, self._descriptions[cluster]))
+        self._actions.append(Down(event.session, event.payload))
+
+    def _for_me(self, message: wire.Message, payload: bytes, now: Now) -> None:
+        if isinstance(message, wire.ForemanWelcome):
+            if not self.welcomed:
+                self._actions.append(Tell("welcomed by the master", {"keys": len(message.keys)}))
+            self.welcomed = True
+            self._beat_s = message.beat_s
+            self._actions.append(Allow(message.keys))
+        elif isinstance(message, wire.Describe):
+            self._descriptions[message.cluster] = payload
+        elif isinstance(message, wire.Forget):
+            self._descriptions.pop(message.cluster, None)
+            for told in self._told.values():
+                told.discard(message.cluster)
+        elif isinstance(message, wire.Chunk):
+            self._actions.append(FileArrived(message))
+        elif isinstance(message, wire.AskInventory):
+            self._descriptions.clear()
+            self._say_hello(now)
+        elif isinstance(message, wire.Reject):
+            self._actions.append(Tell("rejected by the master", {"reason": message.reason}))
+
+    def _drain(self, now: Now) -> None:
+        """Ask the workers to move; leave when nobody is connected any more."""
+        if not self.draining:
+            self._actions.append(Tell("draining"))
+        self.draining = True
+        if now.boot - self._drain_said_at >= 2.0:
+            self._drain_said_at = now.boot
+            for session in self.sessions:
+                self._down(session, wire.Leave())
+        if not self.sessions:
+            self._up(wire.Goodbye("drained"))
+            self._actions.append(Leave("drained"))
+
+    def _tick(self, now: Now) -> None:
+        if now.boot < self._beat_at:
+            return
+        self._beat_at = now.boot + self._beat_s
+        silent = [s for s, at in self.sessions.items() if now.boot - at > SESSION_SILENT_S]
+        for session in silent:
+            self._forget(session)
+        if self.draining:
+            self._drain(now)
+        if not self.welcomed:
+            self._say_hello(now)
+        else:
+            self._seq += 1
+            self._up(wire.ForemanBeat(self._seq, len(self.sessions), self.draining))
+        if now.boot - self._heard_at > BEATS_MISSED_MAX * max(self._beat_s, 1.0):
+            self._heard_at = now.boot
+            self.welcomed = False
+            self._actions.append(Tell("no word from the master, connecting again"))
+            self._actions.append(Reconnect())
+
+    def _say_hello(self, now: Now) -> None:
+        self._up(wire.ForemanHello(wire.PROTOCOL, self.name, self._pid, self._version))
+
+    def _forget(self, session: bytes) -> None:
+        if self.sessions.pop(session, None) is not None:
+            del self._told[session]
+            self._up(wire.Gone([session]))
+
+    def _up(self, message: wire.Message) -> None:
+        self._actions.append(Up(b"", wire.pack(message)))
+
+    def _down(self, session: bytes, message: wire.Message) -> None:
+        self._actions.append(Down(session, wire.pack(message)))

@@ -1,0 +1,264 @@
+"""The master decides: what is accepted, who runs what, when an attempt is over.
+
+Sessions of workers and foremen are in `sessions`, what a result means is in `results`, periodic policies in `policy`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from pilotq import wire
+from pilotq.core import turn as t
+from pilotq.core.match import Matcher
+from pilotq.core.peers import Peers
+from pilotq.core.policy import Policy
+from pilotq.core.queue import Queue
+from pilotq.core.results import Results
+from pilotq.core.sessions import Sessions
+from pilotq.core.tasks import Cluster
+from pilotq.core.turn import Now, Turn
+from pilotq.model import ENDED, ON_WORKER, HoldCode, State
+
+#: Tasks that one turn cancels, holds or releases, so that a huge cluster does not stop the loop.
+ACT_TASKS_MAX = 5000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Settings of the master's core; durations in seconds."""
+
+    lease_s: float = 2400.0
+    beat_s: float = 5.0
+    contact_lost_s: float = 30.0
+    policy_interval_s: float = 60.0
+    max_losses: int = 5
+    #: Idle tasks above which submissions are refused; 0: no limit.
+    max_idle: int = 0
+
+
+@dataclass
+class _Job:
+    """An `Act` that is worked off in pieces."""
+
+    act: t.Act
+    todo: deque[tuple[int, list[int] | None]]
+    results: list[tuple[int, int, str]]
+
+
+class MasterCore:
+    """The deciding part of the master."""
+
+    def __init__(self, limits: Limits, evaluate: t.Evaluator, now: Now, queue: Queue | None = None) -> None:
+        self.limits = limits
+        self.queue = queue or Queue()
+        self.peers = Peers()
+        self.matcher = Matcher(limits.contact_lost_s)
+        self.draining = False
+        self.stopped = False
+        self._woken = self.queue.next_note
+        #: What this turn has to do; filled by all parts.
+        self.actions: list[Any] = []
+        self.policy = Policy(self, evaluate, now)
+        self.results = Results(self)
+        self.sessions = Sessions(self)
+        self._jobs: deque[_Job] = deque()
+        self._next_check_at = now.boot
+        self._take_back(now)
+        self._reactions: dict[type, Any] = {
+            t.FromPeer: self.sessions.on_message,
+            t.PeerLost: self.sessions.on_peer_lost,
+            t.SetKeys: self.sessions.on_keys,
+            t.WorkerVerb: self.sessions.on_worker_verb,
+            t.Submit: self.on_submit,
+            t.Act: self.on_act,
+            t.Delivered: self.on_delivered,
+            t.Undelivered: self.on_undelivered,
+            t.Collected: self.results.on_collected,
+            t.SetDrain: self.on_drain,
+            t.Tick: self.on_tick,
+        }
+
+    def handle(self, event: t.Event, now: Now) -> Turn:
+        """React to one event."""
+        self._reactions[type(event)](event, now)
+        self._match(now)
+        return self._turn(now)
+
+    def next_wakeup(self) -> float | None:
+        """Boot time of the next `Tick`."""
+        if self._jobs:
+            return 0.0
+        return min(self._next_check_at, self.policy.next_at)
+
+    def check(self) -> None:
+        """Raises: InternalError when an invariant is broken."""
+        self.queue.check()
+        self.sessions.check()
+
+    # ---- reactions
+
+    def on_submit(self, event: t.Submit, now: Now) -> None:
+        if not event.clusters:
+            self.actions.append(t.Answer(event.reply, []))
+            return
+        owner = event.clusters[0].owner
+        known = self.queue.keys.get((owner, event.key)) if event.key else None
+        if known is not None:
+            self.actions.append(t.Answer(event.reply, known))
+            return
+        refusal = self.refusal(sum(new.count for new in event.clusters))
+        if refusal:
+            self.actions.append(t.Answer(event.reply, refusal))
+            return
+        numbers = [
+            self.queue.add(new, f"{event.key}/{index}" if event.key else "") for index, new in enumerate(event.clusters)
+        ]
+        self.queue.remember_key(owner, event.key, numbers)
+        self.actions.append(t.Answer(event.reply, numbers))
+
+    def refusal(self, more: int) -> str:
+        """Why this many more tasks are not accepted; "" when they are."""
+        if self.draining:
+            return "the master is draining and takes no new tasks; `pilotq drain --off` ends that"
+        limit = self.limits.max_idle
+        if limit:
+            idle = sum(cluster.idle for cluster in self.queue.clusters.values())
+            if idle + more > limit:
+                return f"{idle} tasks are idle already and queue.max_idle is {limit}; submit again later"
+        return ""
+
+    def on_act(self, event: t.Act, now: Now) -> None:
+        job = _Job(event, deque(), [])
+        selection = event.selection or [(number, -1) for number in sorted(self.queue.clusters)]
+        for number, proc in selection:
+            cluster = self.queue.clusters.get(number)
+            if cluster is None or (proc >= 0 and not cluster.has(proc)):
+                job.results.append((number, proc, "not_found"))
+            elif proc >= 0:
+                job.todo.append((number, [proc]))
+            else:
+                job.todo.append((number, None))
+        self._jobs.append(job)
+        self._work_off(now)
+
+    def _work_off(self, now: Now) -> None:
+        budget = ACT_TASKS_MAX
+        while self._jobs and budget > 0:
+            job = self._jobs[0]
+            while job.todo and budget > 0:
+                number, procs = job.todo.popleft()
+                cluster = self.queue.clusters.get(number)
+                if cluster is None:
+                    continue
+                if procs is None:
+                    procs = cluster.live_procs()
+                for proc in procs[:budget]:
+                    job.results.append((number, proc, self._act(job.act, cluster, proc, now)))
+                if len(procs) > budget:
+                    job.todo.appendleft((number, procs[budget:]))
+                budget -= len(procs)
+            if job.todo:
+                return
+            self._jobs.popleft()
+            self.actions.append(t.Answer(job.act.reply, job.results))
+
+    def _act(self, act: t.Act, cluster: Cluster, proc: int, now: Now) -> str:
+        state, queue = cluster.state(proc), self.queue
+        if state in ENDED and proc not in cluster.facts:
+            return "not_found"
+        if act.verb == "cancel":
+            if state == State.CANCELLED:
+                return "already"
+            if state == State.STAGING_OUT:
+                return "bad_state"
+            self.sessions.end_attempt(cluster, proc, now)
+            queue.cancel(cluster, proc, now.wall, act.reason)
+            self.policy.leave_or_stay(cluster, proc, now)
+        elif act.verb == "hold":
+            if state == State.HELD:
+                return "already"
+            if state in ENDED or state == State.STAGING_OUT:
+                return "bad_state"
+            self.sessions.end_attempt(cluster, proc, now)
+            queue.hold(cluster, proc, now.wall, HoldCode.USER, act.subcode, act.reason)
+        else:
+            if state != State.HELD:
+                return "bad_state"
+            n = queue.release(cluster, proc, now.wall, act.reason)
+            if n:
+                self.actions.append(t.RetryNotes([n]))
+        return "ok"
+
+    def on_delivered(self, event: t.Delivered, now: Now) -> None:
+        for final in self.queue.delivered(event.ns, now.wall):
+            self.actions.append(t.Discard(wire.Token(final.cluster, final.proc, final.attempt)))
+            self.policy.leave_or_stay(self.queue.clusters[final.cluster], final.proc, now)
+
+    def on_undelivered(self, event: t.Undelivered, now: Now) -> None:
+        self.queue.undelivered(event.n, now.wall, event.errno, event.reason)
+
+    def on_drain(self, event: t.SetDrain, now: Now) -> None:
+        if event.on != self.draining:
+            self.draining = event.on
+            self.actions.append(t.Tell("draining" if event.on else "not draining any more"))
+
+    def on_tick(self, event: t.Tick, now: Now) -> None:
+        if self._jobs:
+            self._work_off(now)
+        if now.boot >= self.policy.next_at:
+            self.policy.run(now)
+        if now.boot >= self._next_check_at:
+            self._next_check_at = now.boot + 1.0
+            self.sessions.on_time(now)
+
+    # ---- inside
+
+    def _take_back(self, now: Now) -> None:
+        """After a restart: every assigned task counts as just renewed, on the worker the store names."""
+        for cluster in self.queue.clusters.values():
+            for proc, facts in cluster.facts.items():
+                if cluster.state(proc) in ON_WORKER:
+                    worker = self.peers.know(facts.worker, facts.host, now.boot, self.limits.lease_s)
+                    worker.hold((cluster.id, proc), cluster.attempts[proc], cluster.needs)
+
+    def _match(self, now: Now) -> None:
+        """Give idle tasks to workers with room."""
+        queue = self.queue
+        for worker, cluster, procs in self.matcher.match(queue.ready, queue.clusters, self.peers, now.boot):
+            assert worker.route is not None
+            numbers = queue.assign(cluster, procs, worker.name, worker.host, now.wall)
+            for proc, number in zip(procs, numbers, strict=True):
+                worker.hold((cluster.id, proc), number, cluster.needs)
+            worker.told_at = now.boot
+            told = self.peers.told.setdefault(worker.route.peer, set())
+            if cluster.id not in told:
+                told.add(cluster.id)
+                self.actions.append(t.SendDescription(worker.route.peer, cluster.id))
+            self.actions.append(t.SendAssign(worker.route, cluster.id, procs, numbers, cluster.has_deltas))
+
+    def _turn(self, now: Now) -> Turn:
+        queue = self.queue
+        records = queue.flush(now.wall)
+        actions, self.actions = self.actions, []
+        if queue.next_note > self._woken:
+            self._woken = queue.next_note
+            actions.append(t.WakeScribe(queue.next_note - 1))
+        for number in queue.gone:
+            actions.append(t.ClusterGone(number))
+            for peer, told in self.peers.told.items():
+                if number in told:
+                    told.discard(number)
+                    if peer in self.peers.foremen:
+                        actions.append(t.Send(t.Route(peer, b""), wire.Forget(number)))
+        queue.gone = []
+        if self.draining and not self.stopped and self._is_drained():
+            self.stopped = True
+            actions.append(t.Stop("drained"))
+        return Turn(records, actions)
+
+    def _is_drained(self) -> bool:
+        waiting = (State.IDLE, State.ASSIGNED, State.RUNNING, State.SUSPENDED, State.STAGING_OUT)
+        busy = any(any(cluster.counts[state] for state in waiting) for cluster in self.queue.clusters.values())
+        return not busy and not any(worker.ending for worker in self.peers.workers.values())

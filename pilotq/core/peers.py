@@ -1,0 +1,208 @@
+"""Workers and foremen as the master sees them: routes, what they hold, leases.
+
+A lease belongs to a worker and covers all it holds: it counts from the moment the master last *sent* a renewal, while
+the worker counts from when it sent the heartbeat that was answered, which is earlier. So the worker always gives up
+first, whatever the network does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pilotq import wire
+from pilotq.core.turn import Route
+from pilotq.model import Resources
+
+Task = tuple[int, int]
+
+#: The master waits this much longer than the lease, for clocks that run apart and for the worker's kill grace.
+LEASE_MARGIN = 0.02
+LEASE_GRACE_S = 30.0
+
+
+def lease_end(sent_at: float, lease_s: float) -> float:
+    """When a lease whose renewal was sent at `sent_at` is over for the master."""
+    return sent_at + lease_s * (1 + LEASE_MARGIN) + LEASE_GRACE_S
+
+
+@dataclass
+class Worker:
+    """A worker that has said hello to this master or, after a restart, one that the store names."""
+
+    name: str
+    host: str = ""
+    pid: int = 0
+    version: str = ""
+    #: Name of its token.
+    key: str = ""
+    #: None: no way to it at the moment.
+    route: Route | None = None
+    generation: int = 0
+    offer: wire.Offer = field(default_factory=lambda: wire.Offer(Resources(0)))
+    #: Attempts it holds, as far as the master knows: number and needs.
+    holds: dict[Task, tuple[int, Resources]] = field(default_factory=dict)
+    #: Attempts whose result came, but not all of their outputs yet: number.
+    returned: dict[Task, int] = field(default_factory=dict)
+    #: Attempts it was told to end, until it says so.
+    ending: dict[wire.Token, Resources] = field(default_factory=dict)
+    used: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    checksum: int = 0
+    #: Boot clock: end of its lease, last word from it, no new tasks before.
+    lease_over_at: float = 0.0
+    heard_at: float = 0.0
+    pause_until: float = 0.0
+    #: Since when its checksum has not fitted; when it was last told to take or end something (boot clock).
+    mismatch_since: float = float("inf")
+    told_at: float = 0.0
+    #: True between asking for an inventory and the hello that brings it.
+    asked: bool = False
+    drain_wanted: bool = False
+
+    def hold(self, task: Task, attempt: int, needs: Resources) -> None:
+        self.holds[task] = (attempt, needs)
+        self._use(needs, 1)
+        self.checksum ^= wire.checksum(wire.Token(task[0], task[1], attempt))
+
+    def drop(self, task: Task) -> int:
+        """Forget an attempt; its number, or 0 when it was not held."""
+        if task in self.returned:
+            return self.returned.pop(task)
+        attempt, needs = self.holds.pop(task, (0, None))
+        if needs is not None:
+            self._use(needs, -1)
+            self.checksum ^= wire.checksum(wire.Token(task[0], task[1], attempt))
+        return attempt
+
+    def begin_ending(self, task: Task) -> wire.Token | None:
+        """Move an attempt to those being ended: it goes on using its slot."""
+        attempt, needs = self.holds.pop(task, (0, None))
+        if needs is None:
+            return None
+        token = wire.Token(task[0], task[1], attempt)
+        self.ending[token] = needs
+        return token
+
+    def ended(self, token: wire.Token) -> None:
+        needs = self.ending.pop(token, None)
+        if needs is not None:
+            self._use(needs, -1)
+            self.checksum ^= wire.checksum(token)
+
+    def _use(self, needs: Resources, sign: int) -> None:
+        used = self.used
+        used[0] += sign * needs.cpus
+        used[1] += sign * needs.memory_bytes
+        used[2] += sign * needs.disk_bytes
+        used[3] += sign * needs.gpus
+
+    def number(self, task: Task) -> int:
+        """The attempt of a task it holds; 0: none."""
+        return self.returned.get(task) or self.holds.get(task, (0, None))[0]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All that is lost when it is."""
+        return [*self.holds, *self.returned]
+
+    @property
+    def count(self) -> int:
+        return len(self.holds) + len(self.ending)
+
+    def room(self, needs: Resources, ahead: int) -> int:
+        """How many tasks of this need it takes now, `ahead` of them beyond its capacity."""
+        capacity, used = self.offer.capacity, self.used
+        if capacity.cpus < needs.cpus or capacity.gpus < needs.gpus:
+            return 0
+        fit = (capacity.cpus - used[0]) // max(needs.cpus, 1)
+        if needs.memory_bytes:
+            if capacity.memory_bytes < needs.memory_bytes:
+                return 0
+            fit = min(fit, (capacity.memory_bytes - used[1]) // needs.memory_bytes)
+        if needs.disk_bytes:
+            if capacity.disk_bytes < needs.disk_bytes:
+                return 0
+            fit = min(fit, (capacity.disk_bytes - used[2]) // needs.disk_bytes)
+        if needs.gpus:
+            fit = min(fit, (capacity.gpus - used[3]) // needs.gpus)
+        return max(0, fit + ahead)
+
+    def takes_tasks(self, boot: float, contact_lost_s: float) -> bool:
+        return (
+            self.route is not None
+            and not self.asked
+            and not self.offer.draining
+            and not self.drain_wanted
+            and boot >= self.pause_until
+            and boot - self.heard_at < contact_lost_s
+        )
+
+
+@dataclass
+class Foreman:
+    """A foreman's session; nothing of it is durable."""
+
+    name: str
+    peer: bytes
+    pid: int = 0
+    version: str = ""
+    heard_at: float = 0.0
+    workers: int = 0
+    draining: bool = False
+
+
+class Peers:
+    """All workers and foremen, and the ways to them."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.routes: dict[Route, Worker] = {}
+        self.foremen: dict[bytes, Foreman] = {}
+        #: Clusters a peer of the socket has the description of.
+        self.told: dict[bytes, set[int]] = {}
+        #: Routes that were asked for an inventory lately, and when (boot clock).
+        self.asked_at: dict[Route, float] = {}
+
+    def know(self, name: str, host: str, boot: float, lease_s: float) -> Worker:
+        """The worker of this name; a new one counts as just renewed."""
+        worker = self.workers.get(name)
+        if worker is None:
+            worker = self.workers[name] = Worker(name, host, heard_at=boot, lease_over_at=lease_end(boot, lease_s))
+        return worker
+
+    def connect(self, worker: Worker, route: Route) -> None:
+        """From now on the worker is reached this way, and no other."""
+        self.disconnect(worker)
+        other = self.routes.get(route)
+        if other is not None:
+            other.route = None
+        worker.route = route
+        self.routes[route] = worker
+        self.asked_at.pop(route, None)
+
+    def disconnect(self, worker: Worker) -> None:
+        if worker.route is not None:
+            self.routes.pop(worker.route, None)
+            worker.route = None
+
+    def lose_peer(self, peer: bytes) -> list[Worker]:
+        """The socket's peer is gone: the workers that were reached through it."""
+        self.foremen.pop(peer, None)
+        self.told.pop(peer, None)
+        lost = [worker for route, worker in self.routes.items() if route.peer == peer]
+        for worker in lost:
+            self.disconnect(worker)
+        self.asked_at = {route: at for route, at in self.asked_at.items() if route.peer != peer}
+        return lost
+
+    def remove(self, worker: Worker) -> None:
+        self.disconnect(worker)
+        self.workers.pop(worker.name, None)
+
+    def may_ask(self, route: Route, boot: float, interval_s: float = 2.0) -> bool:
+        """True once an interval: a stream of messages of an unknown session is answered only now and then."""
+        if boot - self.asked_at.get(route, float("-inf")) < interval_s:
+            return False
+        if len(self.asked_at) > 50_000:
+            self.asked_at.clear()
+        self.asked_at[route] = boot
+        return True

@@ -1,0 +1,100 @@
+"""Policy expressions of users: periodic ones, those at the exit of a task, and staying in the queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pilotq.core.tasks import Cluster
+from pilotq.core.turn import Evaluator, Now
+from pilotq.model import ENDED, Facts, HoldCode, State
+
+if TYPE_CHECKING:
+    from pilotq.core.master import MasterCore
+
+#: What each periodic policy applies to. Source: HTCondor manual, periodic job policy expressions.
+_APPLIES = {
+    "periodic_hold": frozenset({State.IDLE, State.ASSIGNED, State.RUNNING, State.SUSPENDED}),
+    "periodic_release": frozenset({State.HELD}),
+    "periodic_remove": frozenset({State.IDLE, State.ASSIGNED, State.RUNNING, State.SUSPENDED, State.HELD, State.DONE}),
+}
+_NAMES = {
+    "periodic_hold": "PeriodicHold",
+    "periodic_release": "PeriodicRelease",
+    "periodic_remove": "PeriodicRemove",
+    "on_exit_hold": "OnExitHold",
+}
+
+
+def fired(policy: str, expr: str) -> str:
+    """HTCondor's sentence for a policy that became true."""
+    return f"The job attribute {_NAMES[policy]} expression '{expr}' evaluated to TRUE"
+
+
+class Policy:
+    """Evaluates what clusters ask for; undefined never fires."""
+
+    def __init__(self, master: MasterCore, evaluate: Evaluator, now: Now) -> None:
+        self._master = master
+        self._evaluate = evaluate
+        self.next_at = now.boot + master.limits.policy_interval_s
+
+    def run(self, now: Now) -> None:
+        """All periodic policies once."""
+        self.next_at = now.boot + self._master.limits.policy_interval_s
+        for cluster in list(self._master.queue.clusters.values()):
+            if cluster.policies:
+                self._run_cluster(cluster, now)
+
+    def _run_cluster(self, cluster: Cluster, now: Now) -> None:
+        answers: dict[tuple[str, int, int, int], bool | None] = {}
+        for policy, states in _APPLIES.items():
+            expr = cluster.policies.get(policy)
+            if expr is None:
+                continue
+            for proc in cluster.live_procs():
+                state = cluster.state(proc)
+                if state not in states:
+                    continue
+                facts = cluster.facts_of(proc)
+                # Tasks that share their facts share the answer, as long as the expression cannot see the proc.
+                key = (policy, int(state), id(facts), proc if cluster.has_deltas or "proc" in expr.lower() else -1)
+                if key not in answers:
+                    answers[key] = self._ask(expr, cluster, proc, facts, now)
+                if answers[key]:
+                    self._fire(policy, expr, cluster, proc, now)
+        if "leave_in_queue" in cluster.policies:
+            for proc in cluster.live_procs():
+                if cluster.state(proc) in ENDED:
+                    self.leave_or_stay(cluster, proc, now)
+
+    def _fire(self, policy: str, expr: str, cluster: Cluster, proc: int, now: Now) -> None:
+        master, reason = self._master, fired(policy, expr)
+        if policy == "periodic_hold":
+            master.sessions.end_attempt(cluster, proc, now)
+            master.queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
+        elif policy == "periodic_release":
+            master.queue.release(cluster, proc, now.wall, reason)
+        else:
+            master.sessions.end_attempt(cluster, proc, now)
+            master.queue.cancel(cluster, proc, now.wall, reason)
+            self.leave_or_stay(cluster, proc, now)
+
+    def at_exit(self, cluster: Cluster, proc: int, facts: Facts, now: Now) -> str:
+        """What becomes of a task whose payload ended: "hold", "again" or "leave"."""
+        hold, remove = cluster.policies.get("on_exit_hold"), cluster.policies.get("on_exit_remove")
+        if hold and self._ask(hold, cluster, proc, facts, now):
+            return "hold"
+        if remove and self._ask(remove, cluster, proc, facts, now) is False:
+            return "again"
+        return "leave"
+
+    def leave_or_stay(self, cluster: Cluster, proc: int, now: Now) -> None:
+        """Take an ended task out of the queue unless its leave_in_queue holds."""
+        expr = cluster.policies.get("leave_in_queue")
+        if expr and self._ask(expr, cluster, proc, cluster.facts_of(proc), now):
+            return
+        self._master.queue.leave(cluster, proc)
+
+    def _ask(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: Now) -> bool | None:
+        attempt = cluster.attempts[proc]
+        return self._evaluate(expr, cluster.id, proc, cluster.state(proc), attempt, facts, now.wall)

@@ -1,0 +1,389 @@
+"""The queue: every change of a task goes through here and becomes records.
+
+`Queue` knows states, facts and notes, but no workers. What changed since the last `flush` is written once, however
+often it changed in between.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+
+from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NoteAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.core.tasks import Cluster, Ready
+from pilotq.core.turn import NewCluster
+from pilotq.errors import InternalError
+from pilotq.model import ENDED, ON_WORKER, Ended, Facts, HoldCode, Outcome, State
+
+#: Numbers of user-log events. Source: HTCondor manual, job event log codes.
+SUBMITTED, EXECUTING, EVICTED, TERMINATED, ABORTED, HELD, RELEASED = 0, 1, 4, 5, 9, 12, 13
+#: Procs that one note covers at most, so that a log of a large cluster is written in pieces.
+NOTE_PROCS_MAX = 5000
+#: Submission keys remembered.
+KEYS_MAX = 100_000
+
+_pack = msgspec.msgpack.Encoder().encode
+_change = msgspec.structs.replace
+
+
+class Final(msgspec.Struct, frozen=True):
+    """A note whose writing ends a task."""
+
+    cluster: int
+    proc: int
+    attempt: int
+
+
+class Queue:
+    """All live clusters."""
+
+    def __init__(self, next_cluster: int = 1, next_note: int = 1) -> None:
+        self.clusters: dict[int, Cluster] = {}
+        self.ready = Ready()
+        self.next_cluster = next_cluster
+        self.next_note = next_note
+        #: (owner, key) -> cluster ids of what was submitted with it.
+        self.keys: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
+        #: Notes that end a task, and those of them that could not be written.
+        self.finals: dict[int, Final] = {}
+        self.stuck: dict[int, Final] = {}
+        #: Clusters that left since the last flush.
+        self.gone: list[int] = []
+        #: Tasks that left the queue since the start, by how: done, failed, cancelled.
+        self.done = self.failed = self.cancelled = 0
+        self._added: list[ClusterAdded] = []
+        self._changed: dict[int, dict[int, None]] = {}
+        self._leaving: dict[int, dict[int, None]] = {}
+        self._notes: list[Record] = []
+
+    # ---- submitting
+
+    def add(self, new: NewCluster, key: str) -> int:
+        """Take a cluster in; its id."""
+        number = self.next_cluster
+        self.next_cluster += 1
+        state = State.HELD if new.hold_reason else State.IDLE
+        cluster = Cluster(
+            number,
+            new.owner,
+            new.count,
+            new.needs,
+            priority=new.priority,
+            submitted_at=new.submitted_at,
+            has_log=new.has_log,
+            has_deltas=bool(new.deltas),
+            policies=new.policies,
+            state=state,
+        )
+        self.clusters[number] = cluster
+        self._added.append(
+            ClusterAdded(
+                cluster=number,
+                owner=new.owner,
+                key=key,
+                count=new.count,
+                priority=new.priority,
+                submitted_at=new.submitted_at,
+                body=new.body,
+                description=new.description,
+                deltas=new.deltas,
+                digests=new.digests,
+                state=state,
+            )
+        )
+        if cluster.has_log:
+            for first in range(0, new.count, NOTE_PROCS_MAX):
+                self._note(SUBMITTED, cluster, first, new.submitted_at, count=min(NOTE_PROCS_MAX, new.count - first))
+        if new.hold_reason:
+            held = Facts(
+                entered_at=new.submitted_at,
+                holds=1,
+                hold_code=HoldCode.SUBMITTED_HELD,
+                reason=new.hold_reason,
+            )
+            for proc in range(new.count):
+                self.set_facts(cluster, proc, held)
+                self._log(HELD, cluster, proc, new.submitted_at)
+        else:
+            self.ready.add(cluster)
+        return number
+
+    def remember_key(self, owner: str, key: str, clusters: list[int]) -> None:
+        if key:
+            self.keys[owner, key] = clusters
+            if len(self.keys) > KEYS_MAX:
+                self.keys.popitem(last=False)
+
+    # ---- the life of a task
+
+    def assign(self, cluster: Cluster, procs: list[int], worker: str, host: str, wall: float) -> list[int]:
+        """Give idle tasks to a worker; their new attempt numbers."""
+        fresh = Facts(entered_at=cluster.submitted_at, worker=worker, host=host)
+        numbers = []
+        for proc in procs:
+            number = cluster.attempts[proc] + 1
+            cluster.attempts[proc] = number
+            numbers.append(number)
+            known = cluster.facts.get(proc)
+            self.set_facts(cluster, proc, fresh if known is None else _change(known, worker=worker, host=host))
+            cluster.move(proc, State.ASSIGNED)
+        return numbers
+
+    def take_back(self, cluster: Cluster, proc: int, worker: str, host: str) -> None:
+        """An idle task turns out to be held by a worker after all, by its latest attempt."""
+        cluster.move(proc, State.ASSIGNED)
+        self.set_facts(cluster, proc, _change(cluster.facts_of(proc), worker=worker, host=host))
+
+    def start(self, cluster: Cluster, proc: int, wall: float) -> None:
+        """Its payload runs."""
+        if cluster.state(proc) != State.ASSIGNED:
+            return
+        facts = cluster.facts_of(proc)
+        self._move(
+            cluster,
+            proc,
+            State.RUNNING,
+            wall,
+            first_started_at=facts.first_started_at or wall,
+            last_started_at=wall,
+            starts=facts.starts + 1,
+        )
+        self._log(EXECUTING, cluster, proc, wall)
+
+    def requeue(self, cluster: Cluster, proc: int, wall: float, end: Ended, *, charged: bool = False) -> None:
+        """Its attempt is over without a completion: idle again."""
+        state, facts = cluster.state(proc), cluster.facts_of(proc)
+        was_started = state in (State.RUNNING, State.SUSPENDED)
+        usage = end.usage
+        self._move(
+            cluster,
+            proc,
+            State.IDLE,
+            wall,
+            usage=usage,
+            outcome=int(end.outcome),
+            reason=end.reason,
+            worker="",
+            wall_s=facts.wall_s + usage.wall_s,
+            losses=facts.losses + (1 if charged else 0),
+            lost_on=(*facts.lost_on, facts.host)[-8:] if charged else facts.lost_on,
+        )
+        if was_started:
+            self._log(EVICTED, cluster, proc, wall)
+        self.ready.add(cluster)
+
+    def hold(self, cluster: Cluster, proc: int, wall: float, code: int, subcode: int, reason: str) -> None:
+        """Park it until somebody releases it."""
+        state, facts = cluster.state(proc), cluster.facts_of(proc)
+        self._move(
+            cluster,
+            proc,
+            State.HELD,
+            wall,
+            reason=reason,
+            hold_code=code,
+            hold_subcode=subcode,
+            holds=facts.holds + 1,
+            worker="",
+        )
+        if state in (State.RUNNING, State.SUSPENDED):
+            self._log(EVICTED, cluster, proc, wall)
+        self._log(HELD, cluster, proc, wall)
+
+    def ended_attempt(self, cluster: Cluster, proc: int, end: Ended) -> None:
+        """Note what an attempt used, whatever becomes of the task."""
+        facts = cluster.facts_of(proc)
+        self.set_facts(
+            cluster,
+            proc,
+            _change(
+                facts,
+                usage=end.usage,
+                wall_s=facts.wall_s + end.usage.wall_s,
+                outcome=int(end.outcome),
+                code=end.code,
+                reason=end.reason,
+            ),
+        )
+
+    def release(self, cluster: Cluster, proc: int, wall: float, reason: str) -> int:
+        """Un-hold it. The number of the note to try again when its outputs wait to be written, else 0."""
+        for n, final in list(self.stuck.items()):
+            if (final.cluster, final.proc) == (cluster.id, proc):
+                del self.stuck[n]
+                self.finals[n] = final
+                self._move(cluster, proc, State.STAGING_OUT, wall, release_reason=reason, reason="", hold_code=0)
+                self._log(RELEASED, cluster, proc, wall)
+                return n
+        self._move(cluster, proc, State.IDLE, wall, release_reason=reason, reason="", hold_code=0, hold_subcode=0)
+        self._log(RELEASED, cluster, proc, wall)
+        self.ready.add(cluster)
+        return 0
+
+    def complete(self, cluster: Cluster, proc: int, wall: float, end: Ended, attempt: int) -> None:
+        """It ended by itself: written to its user first when there is something to write, then out of the queue."""
+        facts = cluster.facts_of(proc)
+        facts = _change(
+            facts,
+            usage=end.usage,
+            wall_s=facts.wall_s + end.usage.wall_s,
+            outcome=int(end.outcome),
+            code=end.code,
+            reason=end.reason,
+            ended_at=wall,
+            entered_at=wall,
+            sent_bytes=facts.sent_bytes + sum(output.size_bytes for output in end.outputs),
+        )
+        self.set_facts(cluster, proc, facts)
+        cluster.move(proc, State.STAGING_OUT)
+        if not cluster.has_log and not end.outputs:
+            self.finish(cluster, proc, wall)
+            return
+        event = TERMINATED if cluster.has_log else -1
+        n = self._note(event, cluster, proc, wall, facts=facts, outputs=end.outputs, attempt=attempt, final=True)
+        self.finals[n] = Final(cluster.id, proc, attempt)
+
+    def finish(self, cluster: Cluster, proc: int, wall: float) -> None:
+        """Everything of a completed task is written: it is done."""
+        if cluster.state(proc) == State.HELD:
+            cluster.move(proc, State.STAGING_OUT)
+        cluster.move(proc, State.DONE)
+        if cluster.facts_of(proc).outcome == Outcome.OK:
+            self.done += 1
+        else:
+            self.failed += 1
+            cluster.failed += 1
+        self._touch(cluster, proc)
+
+    def cancel(self, cluster: Cluster, proc: int, wall: float, reason: str) -> None:
+        """Somebody ended it."""
+        if cluster.state(proc) == State.HELD:
+            for n in [n for n, final in self.stuck.items() if (final.cluster, final.proc) == (cluster.id, proc)]:
+                del self.stuck[n]
+                self._notes.append(NotesDone([n]))
+        self._move(cluster, proc, State.CANCELLED, wall, reason=reason, ended_at=wall, worker="")
+        self.cancelled += 1
+        self._log(ABORTED, cluster, proc, wall)
+
+    def leave(self, cluster: Cluster, proc: int) -> None:
+        """Out of the queue, into the history."""
+        if cluster.state(proc) not in ENDED:
+            raise InternalError(f"task {cluster.id}.{proc} leaves the queue in state {cluster.state(proc).name}")
+        self._changed.get(cluster.id, {}).pop(proc, None)
+        self._leaving.setdefault(cluster.id, {})[proc] = None
+
+    # ---- notes
+
+    def delivered(self, ns: list[int], wall: float) -> list[Final]:
+        """The scribe wrote these: what they ended."""
+        self._notes.append(NotesDone(ns))
+        ended = []
+        for n in ns:
+            final = self.finals.pop(n, None) or self.stuck.pop(n, None)
+            if final is None or final.cluster not in self.clusters:
+                continue
+            cluster = self.clusters[final.cluster]
+            if cluster.state(final.proc) in (State.STAGING_OUT, State.HELD):
+                self.finish(cluster, final.proc, wall)
+                ended.append(final)
+        return ended
+
+    def undelivered(self, n: int, wall: float, errno: int, reason: str) -> None:
+        """The scribe cannot write a note: its task waits for a person."""
+        final = self.finals.pop(n, None)
+        if final is None:
+            return
+        self.stuck[n] = final
+        cluster = self.clusters[final.cluster]
+        if cluster.state(final.proc) == State.STAGING_OUT:
+            facts = cluster.facts_of(final.proc)
+            self._move(
+                cluster,
+                final.proc,
+                State.HELD,
+                wall,
+                reason=reason,
+                hold_code=HoldCode.OUTPUT_FILE,
+                hold_subcode=errno,
+                holds=facts.holds + 1,
+            )
+            self._log(HELD, cluster, final.proc, wall)
+
+    # ---- records
+
+    def flush(self, wall: float) -> list[Record]:
+        """What changed since the last time, as records."""
+        records: list[Record] = list(self._added)
+        self._added = []
+        for number, procs in self._changed.items():
+            cluster = self.clusters[number]
+            records.append(TaskRows(number, *self._columns(cluster, list(procs))))
+        self._changed = {}
+        for number, leaving in self._leaving.items():
+            cluster = self.clusters[number]
+            records.append(TasksLeft(number, *self._columns(cluster, list(leaving)), wall))
+            for proc in leaving:
+                cluster.facts.pop(proc, None)
+            cluster.left += len(leaving)
+            if cluster.left == len(cluster):
+                del self.clusters[number]
+                self.gone.append(number)
+                records.append(ClusterLeft(number))
+        self._leaving = {}
+        records += self._notes
+        self._notes = []
+        return records
+
+    def _columns(self, cluster: Cluster, procs: list[int]) -> tuple[list[int], list[int], list[int], list[bytes]]:
+        states, attempts = cluster.states, cluster.attempts
+        packed: dict[int, bytes] = {}
+        facts = []
+        for proc in procs:
+            one = cluster.facts_of(proc)
+            data = packed.get(id(one))
+            if data is None:
+                data = packed[id(one)] = _pack(one)
+            facts.append(data)
+        return procs, [states[proc] for proc in procs], [attempts[proc] for proc in procs], facts
+
+    def set_facts(self, cluster: Cluster, proc: int, facts: Facts) -> None:
+        cluster.facts[proc] = facts
+        self._touch(cluster, proc)
+
+    def _touch(self, cluster: Cluster, proc: int) -> None:
+        changed = self._changed.get(cluster.id)
+        if changed is None:
+            changed = self._changed[cluster.id] = {}
+        changed[proc] = None
+
+    def _move(self, cluster: Cluster, proc: int, state: State, wall: float, **facts: Any) -> None:
+        cluster.move(proc, state)
+        self.set_facts(cluster, proc, _change(cluster.facts_of(proc), entered_at=wall, **facts))
+
+    def _log(self, event: int, cluster: Cluster, proc: int, wall: float) -> None:
+        if cluster.has_log:
+            self._note(event, cluster, proc, wall, facts=cluster.facts_of(proc))
+
+    def _note(self, event: int, cluster: Cluster, proc: int, wall: float, **more: Any) -> int:
+        n = self.next_note
+        self.next_note += 1
+        more.setdefault("count", 1)
+        self._notes.append(NoteAdded(Note(n=n, event=event, cluster=cluster.id, proc=proc, at=wall, **more)))
+        return n
+
+    # ---- invariants
+
+    def check(self) -> None:
+        """Raises: InternalError when something does not add up."""
+        for cluster in self.clusters.values():
+            for state in State:
+                if cluster.states.count(state) != cluster.counts[state]:
+                    raise InternalError(f"cluster {cluster.id}: wrong count of {state.name}")
+            ended = cluster.counts[State.DONE] + cluster.counts[State.CANCELLED]
+            if cluster.left > ended:
+                raise InternalError(f"cluster {cluster.id}: {cluster.left} left, {ended} ended")
+            for proc, state_ in enumerate(cluster.states):
+                if state_ in ON_WORKER and not cluster.attempts[proc]:
+                    raise InternalError(f"task {cluster.id}.{proc} is on a worker without an attempt")

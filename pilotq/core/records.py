@@ -1,0 +1,90 @@
+"""What the master's core wants remembered. The store writes all records of a turn in one transaction, in order."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilotq.model import Facts, OutputFile, State
+
+
+class ClusterAdded(msgspec.Struct, frozen=True):
+    """A new cluster with all its procs; unstarted ones have no row of their own."""
+
+    cluster: int
+    owner: str
+    #: Made by the client; the same key of the same owner is the same cluster. "": none.
+    key: str
+    count: int
+    priority: int
+    submitted_at: float
+    #: Packed `ClusterBody` and `Description`.
+    body: bytes
+    description: bytes
+    #: Empty, or one per proc.
+    deltas: list[bytes]
+    #: Kept files it needs.
+    digests: list[str]
+    #: State its procs begin in: IDLE or HELD.
+    state: State = State.IDLE
+
+
+class TaskRows(msgspec.Struct, frozen=True):
+    """Insert or replace the rows of live tasks of a cluster."""
+
+    cluster: int
+    procs: list[int]
+    states: list[int]
+    attempts: list[int]
+    #: Packed `Facts`, one per proc.
+    facts: list[bytes]
+
+
+class TasksLeft(msgspec.Struct, frozen=True):
+    """These tasks leave the queue: their rows move to the history."""
+
+    cluster: int
+    procs: list[int]
+    states: list[int]
+    attempts: list[int]
+    facts: list[bytes]
+    at: float
+
+
+class ClusterLeft(msgspec.Struct, frozen=True):
+    """Its last proc left the queue: not loaded again, its kept files are free."""
+
+    cluster: int
+
+
+class Note(msgspec.Struct, frozen=True, array_like=True):
+    """Something the scribe writes for the user: an event of the user log, and the outputs of an ended attempt."""
+
+    #: Increasing, never reused.
+    n: int
+    #: HTCondor's number of the user-log event (0 submitted, 1 executing, 5 terminated, ...); -1: none.
+    event: int
+    cluster: int
+    proc: int
+    #: The event is written for this many procs from `proc` on.
+    count: int
+    #: Wall clock.
+    at: float
+    facts: Facts = Facts()
+    outputs: list[OutputFile] = []
+    #: Attempt whose outputs they are (names their spool directory).
+    attempt: int = 0
+    #: True: the core waits for `Delivered` (or `Undelivered`) to end the task.
+    final: bool = False
+
+
+class NoteAdded(msgspec.Struct, frozen=True):
+    note: Note
+
+
+class NotesDone(msgspec.Struct, frozen=True):
+    """The scribe has written these."""
+
+    ns: list[int]
+
+
+Record = ClusterAdded | TaskRows | TasksLeft | ClusterLeft | NoteAdded | NotesDone

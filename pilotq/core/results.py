@@ -1,0 +1,145 @@
+"""What the end of an attempt means for its task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pilotq import wire
+from pilotq.core import turn as t
+from pilotq.core.peers import Worker
+from pilotq.core.policy import fired
+from pilotq.core.tasks import Cluster
+from pilotq.core.turn import Now
+from pilotq.model import ENDED, ENDING, ON_WORKER, Ended, HoldCode, Outcome, State
+
+if TYPE_CHECKING:
+    from pilotq.core.master import MasterCore
+
+#: errno of a full disk: the node's trouble, not the task's.
+_ENOSPC = 28
+#: A worker that could not take or stage a task gets nothing new for this long.
+PAUSE_S = 10.0
+#: Ends of a task that only a person can mend, and Condor's code for them.
+_HOLDS = {
+    Outcome.TIMEOUT: HoldCode.DURATION,
+    Outcome.MEMORY: HoldCode.RESOURCES,
+    Outcome.DISK: HoldCode.RESOURCES,
+    Outcome.STAGE_IN: HoldCode.CANNOT_START,
+    Outcome.STAGE_OUT: HoldCode.OUTPUT_FILE,
+}
+
+
+class Results:
+    """Results of attempts, judged by task and attempt number alone."""
+
+    def __init__(self, master: MasterCore) -> None:
+        self._master = master
+        #: Ends whose larger outputs are on their way into the spool.
+        self.collecting: dict[wire.Token, tuple[Worker, Ended]] = {}
+
+    def on_result(self, worker: Worker, message: wire.Result, now: Now) -> None:
+        acks: list[wire.Token] = []
+        for token, end in zip(message.tokens, message.ends, strict=False):
+            if self._judge(worker, token, end, now):
+                acks.append(token)
+        if acks and worker.route is not None:
+            self._master.actions.append(t.Send(worker.route, wire.Ack(acks)))
+
+    def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
+        """Take one result; True when the worker may forget it."""
+        worker.ended(token)
+        task = (token.cluster, token.proc)
+        if worker.number(task) == token.attempt:
+            worker.drop(task)
+        cluster = self._master.queue.clusters.get(token.cluster)
+        if cluster is None or not cluster.has(token.proc):
+            return True
+        state, current = cluster.state(token.proc), cluster.attempts[token.proc]
+        if state in ENDED or state in (State.STAGING_OUT, State.HELD) or token.attempt > current:
+            return True
+        if token in self.collecting:
+            self._collect(worker, token, end)
+            return False
+        if (token.attempt < current or state == State.IDLE) and end.outcome not in ENDING:
+            return True
+        if end.outcome in ENDING and any(output.data is None for output in end.outputs):
+            self._collect(worker, token, end)
+            return False
+        self._end(cluster, token, end, now)
+        return True
+
+    def _collect(self, worker: Worker, token: wire.Token, end: Ended) -> None:
+        """Pull the larger outputs; told again, go on with the pulling by the present route."""
+        assert worker.route is not None
+        worker.returned[token.cluster, token.proc] = token.attempt
+        self.collecting[token] = (worker, end)
+        self._master.actions.append(t.Collect(worker.route, token, end.outputs))
+
+    def on_collected(self, event: t.Collected, now: Now) -> None:
+        """The spool has all outputs of an attempt; or the worker is to be asked again later."""
+        worker, end = self.collecting.pop(event.token, (None, None))
+        if worker is None or end is None or (event.reason and event.retry):
+            return
+        if event.reason:
+            end = Ended(Outcome.STAGE_OUT, reason=event.reason, usage=end.usage)
+        token = event.token
+        worker.returned.pop((token.cluster, token.proc), None)
+        cluster = self._master.queue.clusters.get(token.cluster)
+        if cluster is not None and cluster.state(token.proc) in ON_WORKER | {State.IDLE}:
+            self._end(cluster, token, end, now)
+        else:
+            self._master.actions.append(t.Discard(token))
+        if worker.route is not None:
+            self._master.actions.append(t.Send(worker.route, wire.Ack([token])))
+
+    def _end(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
+        queue, proc = self._master.queue, token.proc
+        if token.attempt != cluster.attempts[proc]:
+            self._master.sessions.end_attempt(cluster, proc, now)
+        if end.outcome in ENDING:
+            self._completed(cluster, token, end, now)
+        elif end.outcome == Outcome.DISK and end.code == _ENOSPC:
+            self._lost(cluster, proc, end, now, charged=True)
+        elif end.outcome in _HOLDS:
+            queue.ended_attempt(cluster, proc, end)
+            code = _HOLDS[end.outcome]
+            queue.hold(cluster, proc, now.wall, code, end.code, end.reason or end.outcome.name.lower())
+        else:
+            self._lost(cluster, proc, end, now, charged=end.outcome == Outcome.LOST)
+
+    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
+        queue, policy, proc = self._master.queue, self._master.policy, token.proc
+        if cluster.policies:
+            queue.ended_attempt(cluster, proc, end)
+            fate = policy.at_exit(cluster, proc, cluster.facts_of(proc), now)
+            if fate == "hold":
+                reason = fired("on_exit_hold", cluster.policies["on_exit_hold"])
+                queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
+                return
+            if fate == "again":
+                queue.requeue(cluster, proc, now.wall, Ended(end.outcome, end.code, end.reason))
+                return
+        queue.complete(cluster, proc, now.wall, end, token.attempt)
+        if cluster.state(proc) == State.DONE:
+            policy.leave_or_stay(cluster, proc, now)
+
+    def _lost(self, cluster: Cluster, proc: int, end: Ended, now: Now, *, charged: bool) -> None:
+        """Idle again, or held when it was lost too often."""
+        queue = self._master.queue
+        was_running = cluster.state(proc) in (State.RUNNING, State.SUSPENDED)
+        queue.requeue(cluster, proc, now.wall, end, charged=charged and (was_running or end.outcome == Outcome.DISK))
+        facts = cluster.facts_of(proc)
+        if facts.losses >= self._master.limits.max_losses and len(set(facts.lost_on)) >= 2:
+            nodes = ", ".join(sorted(set(facts.lost_on)))
+            reason = f"lost {facts.losses} times with its worker (on {nodes})"
+            queue.hold(cluster, proc, now.wall, HoldCode.LOST, 0, reason)
+
+    def lose(self, worker: Worker, tasks: list[tuple[int, int]], reason: str, now: Now) -> None:
+        """These attempts of a worker are gone without a result."""
+        for task in tasks:
+            number = worker.drop(task)
+            cluster = self._master.queue.clusters.get(task[0])
+            if cluster is None or cluster.attempts[task[1]] != number or cluster.state(task[1]) not in ON_WORKER:
+                continue
+            self.collecting.pop(wire.Token(task[0], task[1], number), None)
+            self._lost(cluster, task[1], Ended(Outcome.LOST, reason=reason), now, charged=True)

@@ -1,0 +1,177 @@
+"""Clusters and their procs in columns: where a million tasks live.
+
+A task is a byte of state and two bytes of attempt number. `Facts` exist only for tasks that were assigned, held or
+edited. Ready procs are found by a pointer that moves once over the cluster, and a heap of those that came back.
+"""
+
+from __future__ import annotations
+
+from array import array
+from heapq import heappop, heappush
+
+from pilotq.errors import InternalError
+from pilotq.model import TRANSITIONS, Facts, Resources, State
+
+_STATES = len(State) + 1
+_NO_FACTS = Facts()
+
+
+class Cluster:
+    """Tasks submitted together."""
+
+    __slots__ = (
+        "_fresh",
+        "_returned",
+        "attempts",
+        "counts",
+        "facts",
+        "failed",
+        "has_deltas",
+        "has_log",
+        "id",
+        "left",
+        "needs",
+        "owner",
+        "policies",
+        "priority",
+        "states",
+        "submitted_at",
+    )
+
+    def __init__(
+        self,
+        cluster: int,
+        owner: str,
+        count: int,
+        needs: Resources,
+        *,
+        priority: int = 0,
+        submitted_at: float = 0.0,
+        has_log: bool = False,
+        has_deltas: bool = False,
+        policies: dict[str, str] | None = None,
+        state: State = State.IDLE,
+    ) -> None:
+        self.id = cluster
+        self.owner = owner
+        self.needs = needs
+        self.priority = priority
+        self.submitted_at = submitted_at
+        self.has_log = has_log
+        self.has_deltas = has_deltas
+        self.policies = policies or {}
+        self.states = bytearray([state]) * count
+        #: Number of the latest attempt of each proc; 0: none yet.
+        self.attempts = array("H", bytes(2 * count))
+        #: Tasks by state; index: State.
+        self.counts = [0] * _STATES
+        self.counts[state] = count
+        #: What changed in tasks that have a row.
+        self.facts: dict[int, Facts] = {}
+        #: Tasks that left the queue, and those of them (or staging out) whose outcome was not OK.
+        self.left = 0
+        self.failed = 0
+        self._fresh = 0
+        self._returned: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def has(self, proc: int) -> bool:
+        return 0 <= proc < len(self.states)
+
+    def state(self, proc: int) -> State:
+        return State(self.states[proc])
+
+    def facts_of(self, proc: int) -> Facts:
+        return self.facts.get(proc, _NO_FACTS)
+
+    def move(self, proc: int, state: State) -> None:
+        """Change the state of a task.
+
+        Raises: InternalError when the table of transitions does not have it.
+        """
+        old = self.states[proc]
+        if old == state:
+            return
+        if state not in TRANSITIONS[State(old)]:
+            raise InternalError(f"task {self.id}.{proc} cannot go from {State(old).name} to {state.name}")
+        self.put(proc, state)
+        if state == State.IDLE:
+            self.came_back(proc)
+
+    def came_back(self, proc: int) -> None:
+        """An idle task is to be found again before those that were never taken."""
+        heappush(self._returned, proc)
+
+    def put(self, proc: int, state: State) -> None:
+        """Set a state without the rules: what the store knows at a restart."""
+        self.counts[self.states[proc]] -= 1
+        self.counts[state] += 1
+        self.states[proc] = state
+
+    @property
+    def idle(self) -> int:
+        return self.counts[State.IDLE]
+
+    def take(self, limit: int) -> list[int]:
+        """Up to `limit` idle procs, those that came back first, then in order. They must be moved by the caller."""
+        states = self.states
+        procs: list[int] = []
+        while self._returned and len(procs) < limit:
+            proc = heappop(self._returned)
+            if states[proc] == State.IDLE and proc not in procs[-1:]:
+                procs.append(proc)
+        taken = set(procs)
+        while len(procs) < limit:
+            proc = states.find(State.IDLE, self._fresh)
+            if proc < 0:
+                self._fresh = len(states)
+                break
+            self._fresh = proc + 1
+            if proc not in taken:
+                procs.append(proc)
+        return procs
+
+    def live_procs(self) -> list[int]:
+        """Procs still in the queue."""
+        left = (State.DONE, State.CANCELLED)
+        return [proc for proc, state in enumerate(self.states) if state not in left or proc in self.facts]
+
+
+class Ready:
+    """Clusters with idle tasks, by what they need; within a need by priority, then age."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[Resources, list[tuple[int, int]]] = {}
+        self._queued: dict[int, tuple[int, int]] = {}
+
+    def add(self, cluster: Cluster) -> None:
+        key = (-cluster.priority, cluster.id)
+        if self._queued.get(cluster.id) == key:
+            return
+        self._queued[cluster.id] = key
+        heappush(self._heaps.setdefault(cluster.needs, []), key)
+
+    def needs(self, clusters: dict[int, Cluster]) -> list[Resources]:
+        """The distinct needs of idle tasks, that of the first task in the queue first."""
+        heads = []
+        for needs in list(self._heaps):
+            head = self.first(needs, clusters)
+            if head is not None:
+                heads.append(((-head.priority, head.id), needs))
+        return [needs for _, needs in sorted(heads, key=lambda item: item[0])]
+
+    def first(self, needs: Resources, clusters: dict[int, Cluster]) -> Cluster | None:
+        """The cluster whose task of this need is next."""
+        heap = self._heaps.get(needs)
+        while heap:
+            key = heap[0]
+            cluster = clusters.get(key[1])
+            if cluster is not None and cluster.idle and self._queued.get(key[1]) == key:
+                return cluster
+            heappop(heap)
+            if self._queued.get(key[1]) == key:
+                del self._queued[key[1]]
+        self._heaps.pop(needs, None)
+        return None

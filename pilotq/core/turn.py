@@ -1,0 +1,227 @@
+"""What goes into a core and what comes out: `Now`, `Turn`, and the master's events and actions.
+
+A core is `handle(event, now) -> Turn`. The shell commits the records of a turn first, in one transaction, and performs
+its actions only then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from pilotq import wire
+from pilotq.core.records import Record
+from pilotq.model import Facts, OutputFile, Resources, State
+
+
+class Now(NamedTuple):
+    """One reading of both clocks."""
+
+    #: CLOCK_BOOTTIME, seconds: leases and wake-ups.
+    boot: float
+    #: Seconds since 1970: records and expressions.
+    wall: float
+
+
+@dataclass
+class Turn:
+    """What one event led to."""
+
+    records: list[Record] = field(default_factory=list)
+    actions: list[Any] = field(default_factory=list)
+
+
+class Route(NamedTuple):
+    """The way to a worker: the peer of our socket, and the session a foreman gave it (empty: the peer itself)."""
+
+    peer: bytes
+    session: bytes
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened."""
+
+
+class Action(msgspec.Struct, frozen=True):
+    """Something to be done."""
+
+
+# ---- events of the master ----------------------------------------------------------------------------------------
+
+
+class FromPeer(Event, frozen=True):
+    """A message; role and name come from the key of the connection alone."""
+
+    route: Route
+    role: str
+    name: str
+    message: wire.Message
+
+
+class PeerLost(Event, frozen=True):
+    """The socket cannot reach this peer any more. It says nothing about tasks."""
+
+    peer: bytes
+
+
+class NewCluster(msgspec.Struct, frozen=True):
+    """A cluster as admitted: what the core needs to know of it, and the packed rest."""
+
+    owner: str
+    count: int
+    needs: Resources
+    priority: int
+    has_log: bool
+    body: bytes
+    description: bytes
+    deltas: list[bytes]
+    digests: list[str]
+    #: Policy expressions by name.
+    policies: dict[str, str]
+    hold_reason: str
+    submitted_at: float
+
+
+class Submit(Event, frozen=True):
+    """Wants `Answer` with the list of cluster ids."""
+
+    reply: int
+    key: str
+    clusters: list[NewCluster]
+
+
+class Act(Event, frozen=True):
+    """Cancel, hold or release; wants `Answer` with a list of (cluster, proc, result)."""
+
+    reply: int
+    #: "cancel", "hold" or "release".
+    verb: str
+    #: (cluster, proc); proc -1: all its live procs. An empty list: all live tasks.
+    selection: list[tuple[int, int]]
+    reason: str
+    subcode: int = 0
+
+
+class Delivered(Event, frozen=True):
+    """The scribe has written these notes."""
+
+    ns: list[int]
+
+
+class Undelivered(Event, frozen=True):
+    """The scribe cannot write a note until somebody changes something."""
+
+    n: int
+    errno: int
+    reason: str
+
+
+class Collected(Event, frozen=True):
+    """The outputs of an attempt are in the spool, synced; or cannot be had (`reason`), for now (`retry`) or ever."""
+
+    token: wire.Token
+    reason: str = ""
+    retry: bool = False
+
+
+class SetDrain(Event, frozen=True):
+    on: bool
+
+
+class WorkerVerb(Event, frozen=True):
+    """An operator's "drain" or "forget" for a worker; wants `Answer` with True or False (unknown)."""
+
+    reply: int
+    worker: str
+    verb: str
+
+
+class SetKeys(Event, frozen=True):
+    """Who may connect to foremen: (public key, token name)."""
+
+    keys: list[tuple[str, str]]
+
+
+class Tick(Event, frozen=True):
+    """The time `next_wakeup` named has come."""
+
+
+# ---- actions of the master ---------------------------------------------------------------------------------------
+
+
+class Send(Action, frozen=True):
+    route: Route
+    message: wire.Message
+
+
+class SendAssign(Action, frozen=True):
+    """`wire.Assign`; the shell adds the deltas from the store."""
+
+    route: Route
+    cluster: int
+    procs: list[int]
+    attempts: list[int]
+    has_deltas: bool
+
+
+class SendDescription(Action, frozen=True):
+    """`wire.Describe`; the shell adds the body from the store."""
+
+    peer: bytes
+    cluster: int
+
+
+class Answer(Action, frozen=True):
+    reply: int
+    value: Any
+
+
+class Collect(Action, frozen=True):
+    """Pull the outputs that were not inline into the spool, then `Collected`."""
+
+    route: Route
+    token: wire.Token
+    outputs: list[OutputFile]
+
+
+class Discard(Action, frozen=True):
+    """Remove what was pulled of this attempt."""
+
+    token: wire.Token
+
+
+class WakeScribe(Action, frozen=True):
+    """Notes up to this number are committed."""
+
+    n: int
+
+
+class RetryNotes(Action, frozen=True):
+    ns: list[int]
+
+
+class ClusterGone(Action, frozen=True):
+    """Nothing of this cluster is needed any more: caches may drop it."""
+
+    cluster: int
+
+
+class Tell(Action, frozen=True):
+    """For the log of the daemon: one constant sentence and its facts."""
+
+    text: str
+    facts: dict[str, Any] = {}
+
+
+class Stop(Action, frozen=True):
+    reason: str
+
+
+class Evaluator(Protocol):
+    """Answers policy expressions. Undefined and errors are None."""
+
+    def __call__(
+        self, expr: str, cluster: int, proc: int, state: State, attempt: int, facts: Facts, now: float
+    ) -> bool | None: ...

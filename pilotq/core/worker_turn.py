@@ -1,0 +1,120 @@
+"""Events and actions of the worker's core."""
+
+from __future__ import annotations
+
+from pilotq import wire
+from pilotq.core.turn import Action, Event
+from pilotq.model import Ended, Outcome, Resources
+
+
+class FromMaster(Event, frozen=True):
+    """A message; `link` is the number of the connection it came by."""
+
+    link: int
+    message: wire.Message
+
+
+class LinkLost(Event, frozen=True):
+    """The connection broke."""
+
+    link: int
+
+
+class Launched(Event, frozen=True):
+    """A keeper started the payload."""
+
+    token: wire.Token
+
+
+class Exited(Event, frozen=True):
+    """A keeper says how an attempt ended; nothing of it runs any more."""
+
+    token: wire.Token
+    end: Ended
+
+
+class FilesReady(Event, frozen=True):
+    """The files of an attempt are in the cache; or cannot be had (`reason`)."""
+
+    token: wire.Token
+    reason: str = ""
+
+
+class Drain(Event, frozen=True):
+    """Leave when what runs has ended."""
+
+    reason: str
+
+
+class Terminate(Event, frozen=True):
+    """Leave now: what runs is evicted."""
+
+
+class Tick(Event, frozen=True):
+    """The time `next_wakeup` named has come."""
+
+
+class Connect(Action, frozen=True):
+    """Open connection number `link` to the next master or foreman of the list, closing the one before."""
+
+    link: int
+
+
+class Say(Action, frozen=True):
+    """Send a message on the present connection."""
+
+    message: wire.Message
+
+
+class Stage(Action, frozen=True):
+    """Bring the files of an attempt into the cache, then `FilesReady`."""
+
+    token: wire.Token
+    body: bytes
+    delta: bytes
+
+
+class Launch(Action, frozen=True):
+    """Start an attempt in a keeper."""
+
+    token: wire.Token
+    body: bytes
+    delta: bytes
+    needs: Resources
+
+
+class End(Action, frozen=True):
+    """End an attempt in its keeper with this outcome."""
+
+    token: wire.Token
+    outcome: Outcome
+
+
+class Discard(Action, frozen=True):
+    """Remove the sandbox of an attempt."""
+
+    token: wire.Token
+
+
+class Serve(Action, frozen=True):
+    """Answer `Pull` from the sandbox."""
+
+    message: wire.Pull
+
+
+class Describe(Action, frozen=True):
+    """Small files came with a description: put them into the cache."""
+
+    inline: dict[str, bytes]
+
+
+class FileArrived(Action, frozen=True):
+    """A piece of a kept file came."""
+
+    message: wire.Chunk
+
+
+class Leave(Action, frozen=True):
+    """End the process."""
+
+    reason: str

@@ -1,0 +1,267 @@
+"""The one loop of every daemon: inputs, core, commit, actions.
+
+1. Take every input that waits, up to a bound, and let the core react to each.
+2. Commit all records of these turns, and of turns that came while the last commit was in flight, in one transaction
+   in the store's thread.
+3. Only then perform their actions, in order.
+
+Nothing leaves before the commit that makes it true. Memory is never rolled back: a commit that fails because the disk
+is full is tried again unchanged; any other failure ends the process, and the restart reads the truth from disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from pilotq.core.turn import Now, Turn
+from pilotq.errors import PilotqError
+
+log = logging.getLogger(__name__)
+
+#: Events handled before the loop looks at its sockets again.
+EVENTS_PER_TURN = 500
+#: The watchdog is fed at least this often, from a turn.
+IDLE_TURN_S = 5.0
+
+
+class Core(Protocol):
+    """What `pilotq.core` gives for each role."""
+
+    def handle(self, event: Any, now: Now) -> Turn: ...
+    def next_wakeup(self) -> float | None: ...
+
+
+#: Commits records and returns what the actions need from the store; runs in the store's thread.
+Commit = Callable[[list[Any], list[Any]], Any]
+
+
+def read_clocks() -> Now:
+    return Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
+class Engine:
+    """Runs a core."""
+
+    def __init__(
+        self,
+        core: Core,
+        perform: Callable[[list[Any], Any], None],
+        tick: Any,
+        commit: Commit | None = None,
+        reads: tuple[type, ...] = (),
+        on_turn: Callable[[], None] | None = None,
+    ) -> None:
+        #: `reads`: types of actions for which `commit` must fetch something from the store, even without records.
+        self.core = core
+        self.loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = self.loop.create_future()
+        self._perform, self._tick, self._commit, self._reads, self._on_turn = perform, tick, commit, reads, on_turn
+        self._inbox: deque[Any] = deque()
+        self._waiting: list[Turn] = []
+        self._committing = False
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._thread = ThreadPoolExecutor(1, "store") if commit else None
+        self.commits = 0
+        #: Longest turn since it was last asked for, seconds.
+        self.longest_turn_s = 0.0
+
+    def put(self, event: Any) -> None:
+        """Give the core an event in the next turn."""
+        self._inbox.append(event)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self.failed.done():
+            return
+        now = read_clocks()
+        try:
+            for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
+                self._waiting.append(self.core.handle(self._inbox.popleft(), now))
+            self._pump()
+        except Exception as error:
+            self._fail(error)
+            return
+        if self._inbox:
+            self._schedule()
+        self._arm(now)
+        if self._on_turn is not None:
+            self._on_turn()
+        self.longest_turn_s = max(self.longest_turn_s, time.clock_gettime(time.CLOCK_BOOTTIME) - now.boot)
+
+    def _pump(self) -> None:
+        """Commit what waits, unless a commit is in flight; without records there is nothing to wait for."""
+        if self._committing or not self._waiting:
+            return
+        turns, self._waiting = self._waiting, []
+        records = [record for turn in turns for record in turn.records]
+        actions = [action for turn in turns for action in turn.actions]
+        is_quick = not records and not any(isinstance(action, self._reads) for action in actions)
+        if self._commit is None or self._thread is None or is_quick:
+            self._perform(actions, None)
+            return
+        self._committing = True
+        self.commits += 1 if records else 0
+        future = self.loop.run_in_executor(self._thread, self._commit, records, actions)
+        future.add_done_callback(lambda done: self._committed(done, actions))
+
+    def _committed(self, done: asyncio.Future[Any], actions: list[Any]) -> None:
+        self._committing = False
+        if self.failed.done():
+            return
+        try:
+            self._perform(actions, done.result())
+            self._pump()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    def _arm(self, now: Now) -> None:
+        wakeup = self.core.next_wakeup()
+        delay = IDLE_TURN_S if wakeup is None else min(max(wakeup - now.boot, 0.0), IDLE_TURN_S)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        wakeup = self.core.next_wakeup()
+        if wakeup is not None and wakeup <= time.clock_gettime(time.CLOCK_BOOTTIME):
+            self.put(self._tick)
+        else:
+            self._schedule()
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run something in the store's thread, between two commits."""
+        assert self._thread is not None
+        return await self.loop.run_in_executor(self._thread, function, *arguments)
+
+    def blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The same from within a reaction of the core: the loop waits. For what is asked once and then cached."""
+        assert self._thread is not None
+        return self._thread.submit(function, *arguments).result()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+
+class LogFormatter(logging.Formatter):
+    """Time, level, sentence, facts: one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        facts = getattr(record, "facts", None) or {}
+        text = record.getMessage() + "".join(f" {name}={_plain(value)}" for name, value in facts.items())
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return f"{moment} {record.levelname.lower():7} {record.name.removeprefix('pilotq.')}: {text}"
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    if text.isprintable() and " " not in text and text:
+        return text[:1000]
+    return ascii(text)[:1000]
+
+
+def set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("asyncio").setLevel("WARNING")
+
+
+def tell(name: str, text: str, facts: dict[str, Any], level: int = logging.INFO) -> None:
+    """What a core wants an operator to know."""
+    logging.getLogger(f"pilotq.{name}").log(level, text, extra={"facts": facts})
+
+
+def notify(text: str) -> None:
+    """Tell systemd, when it started us. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.connect(address)
+        sock.send(text.encode())
+
+
+class Watchdog:
+    """Feeds systemd's watchdog from the loop's turns, so that a hung loop is seen."""
+
+    def __init__(self) -> None:
+        self._next_at = 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_at:
+            self._next_at = now + IDLE_TURN_S
+            notify("WATCHDOG=1")
+
+
+def run(main: Callable[[asyncio.Event], Any], level: str) -> int:
+    """Run a role until it ends or a signal asks it to; its exit code. Errors of ours become one line."""
+    import uvloop
+
+    set_up_logging(level)
+
+    async def body() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        return int(await main(stop) or 0)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(body())
+    except PilotqError as error:
+        sys.stderr.write(f"pilotq: {error.line()}\n")
+        if error.exit_code == 70:
+            log.error("this is a bug of pilotq", exc_info=error)
+        return error.exit_code
+    except Exception as error:
+        log.critical("unexpected error, ending; this is a bug of pilotq", exc_info=error)
+        return 70
+
+
+async def exists(path: Path) -> bool:
+    """Is it there? Asked in a thread: a file system that hangs must not stop the loop."""
+    return await asyncio.to_thread(path.exists)
+
+
+async def wait_for_any(stop: asyncio.Event | None, failed: asyncio.Future[None], timeout_s: float) -> None:
+    """Until somebody stops us, the engine fails, or the time is over."""
+    waits: set[asyncio.Future[Any]] = {failed}
+    if stop is not None:
+        waits.add(asyncio.ensure_future(stop.wait()))
+    await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for waiting in waits - {failed}:
+        waiting.cancel()

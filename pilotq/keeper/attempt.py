@@ -1,0 +1,252 @@
+"""One attempt in its keeper: what is started, in which environment, and how it ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import signal
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+from pilotq.keeper.talk import Launch
+from pilotq.model import Command, Description, Ended, Outcome, Usage, fill
+from pilotq.sandbox import marks
+from pilotq.sandbox.files import (
+    JOB_AD_FILE,
+    MACHINE_AD_FILE,
+    STDERR_FILE,
+    STDOUT_FILE,
+    Collected,
+    Staged,
+)
+
+#: What a task sees of the worker's own environment, with all LC_*.
+PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ")
+_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+#: A start that fails so may succeed a moment later.
+TRANSIENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ETXTBSY, errno.ENFILE, errno.EMFILE})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: Outcomes after which outputs are collected: the payload ended by itself.
+BY_ITSELF = frozenset({Outcome.OK, Outcome.EXIT, Outcome.SIGNAL})
+_ALL_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_FIELDS = frozenset(Description.__struct_fields__)
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+
+_decoder = msgspec.msgpack.Decoder(Description)
+
+
+class Stage(IntEnum):
+    """Where an attempt is."""
+
+    STAGING = 0
+    PRE = 1
+    PAYLOAD = 2
+    POST = 3
+    #: Its main process is gone; its others go.
+    CLEARING = 4
+    #: None of its processes is left; outputs are being collected.
+    COLLECTING = 5
+
+
+def base_environment() -> dict[str, str]:
+    """What every task of this process gets of its environment."""
+    try:
+        account = pwd.getpwuid(os.geteuid())
+        known = {"HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
+    except KeyError:
+        known = {}
+    known["PATH"] = _DEFAULT_PATH
+    for name, value in os.environ.items():
+        if name.startswith("LC_") or (name in PASSED_ON and name != "HOME") or (name == "HOME" and name not in known):
+            known[name] = value
+    return known
+
+
+def read_description(launch: Launch) -> Description:
+    """The description of one proc: delta applied, marks filled in.
+
+    Raises: msgspec.MsgspecError when it is not one.
+    """
+    body, delta = launch.description, launch.delta
+    if not delta and b"\x00c" not in body and b"\x00p" not in body:
+        return _decoder.decode(body)
+    fields: dict[str, Any] = msgspec.msgpack.decode(body)
+    if delta:
+        fields.update((name, value) for name, value in msgspec.msgpack.decode(delta).items() if name in _FIELDS)
+    return msgspec.convert(fill(fields, launch.token.cluster, launch.token.proc), Description)
+
+
+class Attempt:
+    """One attempt. `verdict` is set when somebody or a limit ends it; then `reason` says why."""
+
+    def __init__(self, launch: Launch, description: Description) -> None:
+        self.token = launch.token
+        self.name = f"{launch.token.cluster}.{launch.token.proc}.{launch.token.attempt}"
+        self.sandbox = launch.sandbox
+        self.cache = launch.cache
+        self.description = description
+        self.stage = Stage.STAGING
+        #: Main process of the stage; 0: none.
+        self.pid = 0
+        self.env: dict[str, str] = {}
+        self.verdict: Outcome | None = None
+        self.code = 0
+        self.reason = ""
+        #: Exit code of the payload, or minus its signal.
+        self.status = 0
+        self.staged: Staged | None = None
+        self.tries = 0
+        #: The sandbox is to be removed at the end.
+        self.discarded = False
+        #: It was reported; timers that name it are void.
+        self.over = False
+        #: Looks in a row that found nothing of it.
+        self.clean_looks = 0
+        self.measuring = False
+        self.started_at = 0.0
+        self.wall_s = 0.0
+        self.user_s = 0.0
+        self.system_s = 0.0
+        self.memory_bytes = 0
+
+    def fail(self, outcome: Outcome, code: int, reason: str) -> None:
+        """The first verdict stands."""
+        if self.verdict is None:
+            self.verdict, self.code, self.reason = outcome, code, reason
+
+    def fail_with(self, error: OSError, doing: str, otherwise: Outcome) -> None:
+        """No space is `DISK` wherever it happens."""
+        number = error.errno or errno.EIO
+        outcome = Outcome.DISK if number in NO_SPACE else otherwise
+        self.fail(outcome, number, f"{doing}: (errno={number}: '{error.strerror or error}')")
+
+    # ---- start -------------------------------------------------------------------------------------------------
+
+    def executables(self) -> list[str]:
+        """Files of the sandbox that are to be executed."""
+        d = self.description
+        commands = [d.argv, d.wrapper, d.pre.argv if d.pre else [], d.post.argv if d.post else []]
+        return [argv[0] for argv in commands if argv and not argv[0].startswith("/")]
+
+    def set_environment(self, base: dict[str, str], extra: dict[str, str], tag: str) -> None:
+        sandbox = self.sandbox
+        self.env = {
+            **base,
+            **self.description.env,
+            "_CONDOR_SLOT": "slot1",
+            **extra,
+            "TMPDIR": sandbox,
+            "_CONDOR_SCRATCH_DIR": sandbox,
+            "_CONDOR_JOB_AD": f"{sandbox}/{JOB_AD_FILE}",
+            "_CONDOR_MACHINE_AD": f"{sandbox}/{MACHINE_AD_FILE}",
+            "BATCH_SYSTEM": "HTCondor",
+            marks.VARIABLE: tag,
+        }
+
+    def spawn(self, command: Command | None) -> int:
+        """Start the payload (None), or a command before or after it; the pid.
+
+        A relative path of an executable is in the sandbox. The process leads a session of its own. A command's
+        standard streams are /dev/null, as in HTCondor.
+
+        Order: this process has worn the attempt's mark.
+        Raises: OSError; ValueError for what cannot be an argument or a variable.
+        """
+        d = self.description
+        env = self.env
+        if command is None:
+            argv = [*d.wrapper, *self._located(d.argv)] if d.wrapper else d.argv
+            actions = self._streams()
+        else:
+            argv = command.argv
+            env = {**env, **command.env, marks.VARIABLE: env[marks.VARIABLE]}
+            actions = _NOWHERE
+        argv = self._located(argv)
+        if not argv:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        os.chdir(self.sandbox)
+        return os.posix_spawn(
+            argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_ALL_SIGNALS
+        )
+
+    def _located(self, argv: list[str]) -> list[str]:
+        if not argv or argv[0].startswith("/"):
+            return argv
+        return [f"{self.sandbox}/{argv[0].removeprefix('./')}", *argv[1:]]
+
+    def _streams(self) -> list[tuple[Any, ...]]:
+        """This process has /dev/null at 0 and 1."""
+        d = self.description
+        actions: list[tuple[Any, ...]] = []
+        if d.stdin:
+            actions.append((os.POSIX_SPAWN_OPEN, 0, os.path.join(self.sandbox, d.stdin), os.O_RDONLY, 0))
+        if d.keep_stdout:
+            actions.append((os.POSIX_SPAWN_OPEN, 1, STDOUT_FILE, _WRITE, 0o644))
+        if d.merge:
+            actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
+        elif d.keep_stderr:
+            actions.append((os.POSIX_SPAWN_OPEN, 2, STDERR_FILE, _WRITE, 0o644))
+        else:
+            actions.append(_NOWHERE[0])
+        return actions
+
+    def explain(self, error: OSError | ValueError, command: Command | None) -> None:
+        """Say why a start failed. The system tells only a number for streams, interpreter and executable alike."""
+        d = self.description
+        argv = command.argv if command else d.wrapper or d.argv
+        path = argv[0] if argv else ""
+        doing = f"Failed to execute '{path}'"
+        if not isinstance(error, OSError):
+            return self.fail(Outcome.STAGE_IN, errno.EINVAL, f"{doing}: (errno={errno.EINVAL}: '{error}')")
+        if command is None:
+            for _, _, name, flags, mode in (action for action in self._streams() if len(action) == 5):
+                try:
+                    os.close(os.open(os.path.join(self.sandbox, name), flags | os.O_NONBLOCK, mode))
+                except OSError as stream:
+                    return self.fail_with(stream, f"Cannot open {os.path.basename(name)!r}", Outcome.STAGE_IN)
+        if error.errno in TRANSIENT - {errno.ETXTBSY}:
+            return self.fail_with(error, doing, Outcome.REJECTED)
+        self.fail_with(error, doing, Outcome.STAGE_IN)
+        interpreter = _interpreter(self._located(argv)[0]) if error.errno == errno.ENOENT and argv else ""
+        if interpreter:
+            self.reason += f": its interpreter {interpreter!r} is not there"
+        elif error.errno == errno.ENOEXEC:
+            self.reason += ": it is neither a program for this machine nor a script that begins with #!"
+
+    # ---- end ---------------------------------------------------------------------------------------------------
+
+    def check_command(self, command: Command, name: str, status: int, outcome: Outcome) -> None:
+        """A command ended: its exit code matters only when one is asked for."""
+        if command.success_code is not None and status != command.success_code:
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with exit code {status}"
+            self.fail(outcome, max(status, 0), f"{name} '{command.argv[0]}' {how} instead of {command.success_code}")
+
+    def ran(self) -> Outcome:
+        """How the payload ended by itself."""
+        return Outcome.SIGNAL if self.status < 0 else Outcome.EXIT if self.status else Outcome.OK
+
+    def result(self, found: Collected) -> Ended:
+        if self.verdict is None and found.problem and self.ran() != Outcome.SIGNAL:
+            self.fail(Outcome.STAGE_OUT, found.code, found.problem)
+        usage = Usage(self.user_s, self.system_s, self.memory_bytes, found.disk_bytes, self.wall_s)
+        if self.verdict is not None:
+            return Ended(self.verdict, self.code, self.reason, usage, found.outputs)
+        return Ended(self.ran(), abs(self.status), "", usage, found.outputs)
+
+
+_NOWHERE: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, 0, 2)]
+
+
+def _interpreter(path: str) -> str:
+    """What the first line of a script names; "" when it is no script."""
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return ""
+    words = line[2:].rstrip(b"\n").split(None, 1) if line.startswith(b"#!") else []
+    return words[0].decode(errors="replace") if words else ""
+

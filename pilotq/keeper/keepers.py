@@ -1,0 +1,279 @@
+"""The worker's side of its keepers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import pilotq
+from pilotq.errors import UnavailableError
+from pilotq.keeper import talk
+from pilotq.model import Ended, Outcome
+from pilotq.sandbox import marks
+from pilotq.wire import Token
+
+START_S = 30.0
+#: A keeper that dies again and again is started more and more slowly.
+_RESTART_S_MAX = 10.0
+_CLOSE_S = 10.0
+
+Event = talk.Launched | talk.Exited
+log = logging.getLogger(__name__)
+
+
+class _Keeper:
+    """A place for a keeper process; it outlives the process. Orders of the time without one wait in its pipe."""
+
+    def __init__(self) -> None:
+        self.serial = 0
+        self.pid = 0
+        self.pipe: talk.Pipe[talk.Event] | None = None
+        self.waiting: list[talk.Order] = []
+        self.tokens: set[Token] = set()
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.writing = False
+        self.deaths = 0
+
+
+class Keepers:
+    """The keeper processes of a worker. `on_event` gets every `Launched` and `Exited`, in the event loop.
+
+    The worker must have no other children: what a dead keeper leaves becomes a child of the worker, and is killed.
+    """
+
+    def __init__(self, count: int, on_event: Callable[[Event], None], nonce: str = "") -> None:
+        self._count = count
+        self._on_event = on_event
+        self._nonce = nonce or marks.new_nonce()
+        self._serials = itertools.count(1)
+        self._keepers: list[_Keeper] = []
+        self._home: dict[Token, _Keeper] = {}
+        self._sandboxes: dict[Token, str] = {}
+        self._burials: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._empty = asyncio.Event()
+        self._dirty: set[_Keeper] = set()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the keeper processes that run."""
+        return [keeper.pid for keeper in self._keepers if keeper.pid]
+
+    @property
+    def live(self) -> int:
+        """Attempts launched and not exited."""
+        return len(self._home)
+
+    async def start(self) -> None:
+        """Make this process a subreaper and start the keepers.
+
+        Raises: UnavailableError when one does not come up.
+        """
+        marks.become_subreaper()
+        for _ in range(self._count):
+            keeper = _Keeper()
+            self._keepers.append(keeper)
+            self._spawn(keeper)
+        try:
+            await asyncio.wait_for(asyncio.gather(*(keeper.ready for keeper in self._keepers)), START_S)
+        except TimeoutError:
+            await self.close(0)
+            raise UnavailableError(f"a keeper process did not start within {START_S:g} s") from None
+
+    def launch(
+        self,
+        token: Token,
+        description: bytes,
+        delta: bytes,
+        sandbox: str,
+        cache: str,
+        env: dict[str, str],
+        machine_ad: str,
+    ) -> None:
+        """Run an attempt in a keeper. Events: `Launched` when its payload runs, `Exited` when nothing of it is left."""
+        if token in self._home:
+            return
+        keeper = min(self._keepers, key=lambda keeper: (not keeper.pid, len(keeper.tokens)))
+        keeper.tokens.add(token)
+        self._home[token] = keeper
+        self._sandboxes[token] = sandbox
+        self._put(keeper, talk.Launch(token, description, delta, sandbox, cache, env, machine_ad))
+
+    def end(self, token: Token, outcome: Outcome, grace_s: float | None = None) -> None:
+        """End an attempt so that it is reported with this outcome; without a grace: that of its description.
+
+        Nothing happens when it is not live. When its processes ended already it is reported as it ended.
+        """
+        keeper = self._home.get(token)
+        if keeper:
+            self._put(keeper, talk.End(token, outcome, grace_s))
+
+    def discard(self, token: Token) -> None:
+        """Remove the sandbox of an attempt, at its end when it is live."""
+        sandbox = self._sandboxes.pop(token, None)
+        if sandbox is not None:
+            keeper = self._home.get(token) or self._keepers[token.proc % len(self._keepers)]
+            self._put(keeper, talk.Discard(token, sandbox))
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """End everything (EVICTED), wait for it, and let the keepers go; no process is left."""
+        for token in list(self._home):
+            self.end(token, Outcome.EVICTED, grace_s)
+        try:
+            await asyncio.wait_for(self._until_empty(), None if grace_s is None else grace_s + _CLOSE_S)
+        except TimeoutError:
+            log.warning("attempts did not end in time", extra={"count": len(self._home)})
+        self._closing = True
+        for keeper in self._keepers:
+            if keeper.pipe:
+                self._send(keeper)
+                keeper.pipe.sock.shutdown(socket.SHUT_WR)
+        for _ in range(int(_CLOSE_S * 100)):
+            if not self.pids and not self._burials:
+                return
+            await asyncio.sleep(0.01)
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+        while self.pids or self._burials:
+            await asyncio.sleep(0.01)
+
+    async def _until_empty(self) -> None:
+        while self._home:
+            self._empty.clear()
+            await self._empty.wait()
+
+    # ---- one keeper --------------------------------------------------------------------------------------------
+
+    def _spawn(self, keeper: _Keeper) -> None:
+        """Start a process in a session of its own; it inherits its socket and standard error, nothing else."""
+        here, there = socket.socketpair()
+        keeper.serial = next(self._serials)
+        root = os.path.dirname(os.path.dirname(os.path.abspath(pilotq.__file__)))
+        word = f"{marks.prefix(self._nonce, keeper.serial)}keeper"
+        env = dict(os.environ)
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
+        env[marks.VARIABLE] = " ".join(filter(None, [env.get(marks.VARIABLE, ""), word]))
+        argv = [sys.executable, "-P", "-X", "utf8", "-m", "pilotq.keeper", "3", self._nonce, str(keeper.serial)]
+        with there:
+            keeper.pid = os.posix_spawn(
+                sys.executable,
+                argv,
+                env,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, there.fileno(), 3),
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_DUP2, 0, 1),
+                ],
+                setsid=True,
+                setsigmask=(),
+            )
+        keeper.pipe = talk.Pipe(here, talk.events)
+        keeper.writing = False
+        asyncio.get_running_loop().add_reader(here, self._on_readable, keeper)
+        for order in keeper.waiting:
+            keeper.pipe.put(order)
+        keeper.waiting.clear()
+        self._send(keeper)
+
+    def _put(self, keeper: _Keeper, order: talk.Order) -> None:
+        """Send with all others of this turn of the event loop."""
+        if keeper.pipe is None:
+            keeper.waiting.append(order)
+            return
+        keeper.pipe.put(order)
+        if not self._dirty:
+            asyncio.get_running_loop().call_soon(self._send_all)
+        self._dirty.add(keeper)
+
+    def _send_all(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        for keeper in dirty:
+            self._send(keeper)
+
+    def _send(self, keeper: _Keeper) -> None:
+        if keeper.pipe is None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            done = keeper.pipe.flush()
+        except OSError:
+            done = True  # It died; the reader is told so too.
+        if done == keeper.writing:
+            keeper.writing = not done
+            if keeper.writing:
+                loop.add_writer(keeper.pipe.sock, self._send, keeper)
+            else:
+                loop.remove_writer(keeper.pipe.sock)
+
+    def _on_readable(self, keeper: _Keeper) -> None:
+        assert keeper.pipe is not None
+        events = keeper.pipe.get()
+        if events is None:
+            return self._on_dead(keeper)
+        for event in events:
+            if isinstance(event, talk.Ready):
+                if not keeper.ready.done():
+                    keeper.ready.set_result(None)
+                continue
+            if isinstance(event, talk.Exited):
+                keeper.deaths = 0
+                self._exited(keeper, event.token)
+            self._on_event(event)
+
+    def _exited(self, keeper: _Keeper, token: Token) -> None:
+        keeper.tokens.discard(token)
+        self._home.pop(token, None)
+        if not self._home:
+            self._empty.set()
+
+    # ---- a dead one --------------------------------------------------------------------------------------------
+
+    def _on_dead(self, keeper: _Keeper) -> None:
+        assert keeper.pipe is not None
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(keeper.pipe.sock)
+        loop.remove_writer(keeper.pipe.sock)
+        keeper.pipe.sock.close()
+        keeper.pipe = None
+        if not self._closing:
+            os.kill(keeper.pid, signal.SIGKILL)
+        burial = loop.create_task(self._bury(keeper))
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
+
+    async def _bury(self, keeper: _Keeper) -> None:
+        """Kill all it kept, report it lost, start another."""
+        while True:
+            try:
+                pid, status = os.waitpid(keeper.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = keeper.pid, 0
+            if pid:
+                break
+            await asyncio.sleep(0.005)
+        keeper.pid = 0
+        if self._closing and not keeper.tokens:
+            return
+        empty = 0
+        while empty < 2:
+            empty = 0 if marks.hunt(self._nonce, keeper.serial) else empty + 1
+            await asyncio.sleep(0.005)
+        code = os.waitstatus_to_exitcode(status)
+        reason = f"Its keeper process {'was killed by signal' if code < 0 else 'ended with exit code'} {abs(code)}"
+        log.error("a keeper died", extra={"status": code, "tasks": len(keeper.tokens)})
+        waiting = {order.token for order in keeper.waiting if isinstance(order, talk.Launch)}
+        for token in [token for token in keeper.tokens if token not in waiting]:
+            self._exited(keeper, token)
+            self._on_event(talk.Exited(token, Ended(Outcome.LOST, 0, reason)))
+        if self._closing:
+            return
+        keeper.deaths += 1
+        await asyncio.sleep(min(_RESTART_S_MAX, 0.05 * 2**keeper.deaths) if keeper.deaths > 1 else 0)
+        if not self._closing:
+            self._spawn(keeper)

@@ -1,0 +1,405 @@
+"""The keeper: one thread, one loop over its worker's orders, the ends of its children, timers and chores.
+
+A chore is a generator that does something long in small steps (copying, collecting, removing), so that nothing waits
+for it. One turn of the loop: orders -> children that ended -> timers -> chores -> a look at what is left of ended
+attempts -> events to the worker. When the worker is gone everything is killed and the keeper leaves.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import itertools
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+
+import msgspec
+
+from pilotq.keeper import talk
+from pilotq.keeper.attempt import (
+    BY_ITSELF,
+    TRANSIENT,
+    Attempt,
+    Stage,
+    base_environment,
+    read_description,
+)
+from pilotq.keeper.family import Family, proportional
+from pilotq.model import Ended, Outcome
+from pilotq.sandbox import files, marks
+from pilotq.wire import Token
+
+MEMORY_EVERY_S = 1.0
+DISK_EVERY_S = 5.0
+#: Of its time a keeper spends at most a tenth on looking for processes.
+_REST = 9
+_CHORE_S = 0.005
+_TRIES = 7
+
+Chore = Generator[None, None, None]
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """What one keeper process does, from `run` to the end of its worker."""
+
+    def __init__(self, sock: socket.socket, nonce: str, serial: int) -> None:
+        self._pipe: talk.Pipe[talk.Order] = talk.Pipe(sock, talk.orders)
+        self._family = Family(nonce, serial)
+        self._base = base_environment()
+        self._attempts: dict[Token, Attempt] = {}
+        self._clearing: set[Attempt] = set()
+        self._look_at = 0.0
+        self._chores: deque[tuple[Chore, Attempt | None]] = deque()
+        self._timers: list[tuple[float, int, Attempt | None, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._watching_memory = False
+        self._poll = select.epoll()
+        self._wake, wake = socket.socketpair()
+        for end in (self._wake, wake):
+            end.setblocking(False)
+        self._waker = wake
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        """Serve until the worker is gone, then kill everything."""
+        pipe = self._pipe
+        here = pipe.sock.fileno()
+        self._poll.register(here, select.EPOLLIN)
+        self._poll.register(self._wake.fileno(), select.EPOLLIN)
+        pipe.put(talk.Ready())
+        sending = False
+        try:
+            while True:
+                done = pipe.flush()
+                if done is sending:
+                    sending = not done
+                    self._poll.modify(here, select.EPOLLIN | (select.EPOLLOUT if sending else 0))
+                for fd, what in self._poll.poll(self._pause()):
+                    if fd != here:
+                        self._wake.recv(4096)
+                    elif what & ~select.EPOLLOUT:
+                        orders = pipe.get()
+                        if orders is None:
+                            return
+                        for order in orders:
+                            self._on_order(order)
+                self._reap()
+                self._ring()
+                self._work()
+                self._look()
+        except OSError as error:
+            log.warning("a keeper lost its worker", extra={"error": str(error)})
+        finally:
+            self._family.end()
+
+    def _pause(self) -> float:
+        """How long the loop may sleep."""
+        if self._chores:
+            return 0.0
+        now = time.monotonic()
+        at = self._timers[0][0] if self._timers else now + 3600
+        if self._clearing:
+            # The end of what was killed wakes us; this is for what neither dies nor says so.
+            at = min(at, max(self._look_at, now + 0.02))
+        return max(0.0, at - now)
+
+    def _at(self, pause_s: float, attempt: Attempt | None, what: Callable[[], None]) -> None:
+        """Do something later, unless the attempt is over by then."""
+        heapq.heappush(self._timers, (time.monotonic() + pause_s, next(self._numbers), attempt, what))
+        if len(self._timers) > 64 + 8 * len(self._attempts):
+            self._timers = [timer for timer in self._timers if not (timer[2] and timer[2].over)]
+            heapq.heapify(self._timers)
+
+    def _ring(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, _, attempt, what = heapq.heappop(self._timers)
+            if attempt is None or not attempt.over:
+                what()
+
+    # ---- chores ------------------------------------------------------------------------------------------------
+
+    def _chore(self, chore: Chore, attempt: Attempt | None) -> None:
+        """Begin it at once; what is not done in one step waits for its turns."""
+        if not self._step(chore, attempt):
+            self._chores.append((chore, attempt))
+
+    def _work(self) -> None:
+        until = time.monotonic() + _CHORE_S
+        while self._chores and time.monotonic() < until:
+            chore, attempt = self._chores.popleft()
+            if not self._step(chore, attempt):
+                self._chores.append((chore, attempt))
+
+    def _step(self, chore: Chore, attempt: Attempt | None) -> bool:
+        try:
+            next(chore)
+            return False
+        except StopIteration:
+            return True
+        except Exception as error:
+            # One attempt must not take the others with it.
+            log.exception("a chore failed", extra={"attempt": attempt.name if attempt else ""})
+            if attempt:
+                attempt.fail(Outcome.REJECTED, 0, f"its keeper failed: {error!r}")
+                self._ended(attempt, files.Collected([], 0))
+            return True
+
+    # ---- orders ------------------------------------------------------------------------------------------------
+
+    def _on_order(self, order: talk.Order) -> None:
+        if isinstance(order, talk.Launch):
+            self._on_launch(order)
+        elif isinstance(order, talk.End):
+            attempt = self._attempts.get(order.token)
+            if attempt:
+                self._stop(attempt, order.outcome, "", order.grace_s)
+        else:
+            attempt = self._attempts.get(order.token)
+            if attempt:
+                attempt.discarded = True
+            else:
+                self._chore(self._discard(order.sandbox), None)
+
+    def _on_launch(self, launch: talk.Launch) -> None:
+        if launch.token in self._attempts:
+            return
+        try:
+            description = read_description(launch)
+        except (msgspec.MsgspecError, AttributeError, ValueError) as error:
+            reason = f"its description cannot be read: {error}"
+            self._pipe.put(talk.Exited(launch.token, Ended(Outcome.REJECTED, 0, reason)))
+            return
+        attempt = Attempt(launch, description)
+        self._attempts[attempt.token] = attempt
+        attempt.set_environment(self._base, launch.env, self._family.add(attempt))
+        self._chore(self._begin(attempt, launch), attempt)
+
+    def _begin(self, attempt: Attempt, launch: talk.Launch) -> Chore:
+        """Make the sandbox, fill it, start the first process."""
+        d = attempt.description
+        try:
+            try:
+                os.mkdir(attempt.sandbox, 0o700)
+            except FileExistsError:
+                yield from files.removing(attempt.sandbox)
+                os.mkdir(attempt.sandbox, 0o700)
+            files.write(f"{attempt.sandbox}/{files.JOB_AD_FILE}", d.job_ad.encode(errors="surrogateescape"))
+            files.write(f"{attempt.sandbox}/{files.MACHINE_AD_FILE}", launch.machine_ad.encode())
+        except OSError as error:
+            attempt.fail_with(error, "Cannot make the scratch directory", Outcome.REJECTED)
+            return self._clear(attempt)
+        try:
+            yield from files.stage(attempt.sandbox, attempt.cache, d.files, attempt.executables())
+            if d.outputs is None:
+                attempt.staged = files.staged(attempt.sandbox)
+        except OSError as error:
+            attempt.fail_with(error, f"Cannot put input file {error.filename!r} into place", Outcome.STAGE_IN)
+        self._start(attempt, Stage.PRE if d.pre else Stage.PAYLOAD)
+
+    def _discard(self, sandbox: str) -> Chore:
+        try:
+            yield from files.removing(sandbox)
+        except OSError as error:
+            log.warning("a sandbox cannot be removed", extra={"sandbox": sandbox, "error": str(error)})
+
+    # ---- processes ---------------------------------------------------------------------------------------------
+
+    def _start(self, attempt: Attempt, stage: Stage) -> None:
+        """Start the process of a stage, unless the attempt was ended before."""
+        attempt.stage = stage
+        if attempt.verdict is not None:
+            return self._clear(attempt)
+        d = attempt.description
+        command = d.pre if stage == Stage.PRE else d.post if stage == Stage.POST else None
+        self._family.before_start(attempt)
+        try:
+            pid = attempt.spawn(command)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in TRANSIENT and attempt.tries < _TRIES:
+                attempt.tries += 1
+                return self._at(0.02 * 2**attempt.tries, attempt, lambda: self._start(attempt, stage))
+            attempt.explain(error, command)
+            return self._clear(attempt)
+        attempt.pid = pid
+        self._family.started(attempt, pid)
+        if stage == Stage.PAYLOAD:
+            attempt.started_at = time.monotonic()
+            self._pipe.put(talk.Launched(attempt.token, pid))
+        if d.wall_time_s:
+            reason = f"It ran longer than its wall time of {d.wall_time_s:g} s"
+            self._at(d.wall_time_s, attempt, lambda: self._limit(attempt, pid, Outcome.TIMEOUT, reason))
+        if d.memory_limit_bytes and not self._watching_memory:
+            self._watching_memory = True
+            self._at(MEMORY_EVERY_S, None, self._watch_memory)
+        if d.disk_limit_bytes:
+            self._at(min(1.0, DISK_EVERY_S), attempt, lambda: self._chore(self._watch_disk(attempt, pid), attempt))
+
+    def _reap(self) -> None:
+        """Take every child that ended."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            attempt = self._family.reaped(pid)
+            if attempt is None:
+                continue
+            attempt.user_s += usage.ru_utime
+            attempt.system_s += usage.ru_stime
+            # Of a short process this is at least our own size, which the kernel counts until its exec.
+            attempt.memory_bytes = max(attempt.memory_bytes, usage.ru_maxrss * 1024)
+            if pid == attempt.pid:
+                attempt.pid = 0
+                self._on_end(attempt, os.waitstatus_to_exitcode(status))
+
+    def _on_end(self, attempt: Attempt, status: int) -> None:
+        """The main process of a stage ended: exit code, or minus a signal."""
+        d = attempt.description
+        if attempt.stage == Stage.PAYLOAD:
+            attempt.status = status
+            attempt.wall_s = time.monotonic() - attempt.started_at
+        elif attempt.stage == Stage.PRE and d.pre:
+            attempt.check_command(d.pre, "PreCmd", status, Outcome.STAGE_IN)
+        elif d.post:
+            attempt.check_command(d.post, "PostCmd", status, Outcome.STAGE_OUT)
+        if attempt.stage == Stage.PRE:
+            self._start(attempt, Stage.PAYLOAD)
+        elif attempt.stage == Stage.PAYLOAD and d.post:
+            self._start(attempt, Stage.POST)
+        else:
+            self._clear(attempt)
+
+    # ---- limits and the end ------------------------------------------------------------------------------------
+
+    def _limit(self, attempt: Attempt, pid: int, outcome: Outcome, reason: str) -> None:
+        """A limit was passed by a process that may have ended meanwhile."""
+        if attempt.pid == pid:
+            self._stop(attempt, outcome, reason, None)
+
+    def _stop(self, attempt: Attempt, outcome: Outcome, reason: str, grace_s: float | None) -> None:
+        """End it by its signal, then SIGKILL. The first verdict stands; a later one may only shorten the grace."""
+        if attempt.stage >= Stage.CLEARING:
+            return
+        if attempt.verdict is None:
+            attempt.fail(outcome, 0, reason)
+            self._signal(attempt, attempt.description.kill_signal)
+            self._signal(attempt, signal.SIGCONT)
+        pid = attempt.pid
+        grace = attempt.description.kill_grace_s if grace_s is None else grace_s
+        if grace > 0:
+            self._at(grace, attempt, lambda: self._kill(attempt, pid))
+        else:
+            self._kill(attempt, pid)
+
+    def _kill(self, attempt: Attempt, pid: int) -> None:
+        if attempt.pid == pid:
+            self._signal(attempt, signal.SIGKILL)
+
+    def _signal(self, attempt: Attempt, number: int) -> None:
+        """To the process group of the main process, which was not reaped: shells pass nothing on."""
+        if attempt.pid:
+            try:
+                os.killpg(attempt.pid, number)
+            except OSError:
+                os.killpg(attempt.pid, signal.SIGTERM)
+
+    def _watch_memory(self) -> None:
+        """Compare the memory of all attempts that have a limit; shared pages count once when it matters."""
+        began = time.monotonic()
+        limited = [a for a in self._attempts.values() if a.description.memory_limit_bytes and a.pid]
+        self._watching_memory = bool(limited)
+        if not limited:
+            return
+        found = self._family.memory()
+        for attempt in limited:
+            limit = attempt.description.memory_limit_bytes
+            sizes = dict(found.get(attempt, []))
+            if sum(sizes.values()) <= limit:
+                continue
+            used = sum(proportional(pid) or size for pid, size in sizes.items())
+            if used > limit:
+                reason = f"It used {used >> 20} MiB of memory, its limit is {limit >> 20} MiB"
+                attempt.memory_bytes = max(attempt.memory_bytes, used)
+                self._stop(attempt, Outcome.MEMORY, reason, None)
+        self._at(max(MEMORY_EVERY_S, _REST * (time.monotonic() - began)), None, self._watch_memory)
+
+    def _watch_disk(self, attempt: Attempt, pid: int) -> Chore:
+        limit = attempt.description.disk_limit_bytes
+        used = yield from files.measure(attempt.sandbox)
+        if attempt.pid != pid:
+            return
+        if used > limit:
+            reason = f"Its scratch directory holds {used >> 20} MiB, its limit is {limit >> 20} MiB"
+            return self._stop(attempt, Outcome.DISK, reason, None)
+        self._at(DISK_EVERY_S, attempt, lambda: self._chore(self._watch_disk(attempt, pid), attempt))
+
+    def _clear(self, attempt: Attempt) -> None:
+        """Its main process is gone for good: nothing of it may stay."""
+        attempt.stage = Stage.CLEARING
+        self._family.ended(attempt)
+        self._clearing.add(attempt)
+
+    def _look(self) -> None:
+        """One look serves all attempts that ended in this turn."""
+        began = time.monotonic()
+        if not self._clearing or began < self._look_at:
+            return
+        left = self._family.look()
+        needed = self._family.looks
+        for attempt in list(self._clearing):
+            attempt.clean_looks = 0 if attempt in left else attempt.clean_looks + 1
+            if attempt.clean_looks >= needed:
+                self._clearing.discard(attempt)
+                attempt.stage = Stage.COLLECTING
+                self._chore(self._collect(attempt), attempt)
+        ended = time.monotonic()
+        self._look_at = ended + _REST * (ended - began) if ended - began > 0.001 else 0.0
+
+    def _collect(self, attempt: Attempt) -> Chore:
+        by_itself = (attempt.verdict or attempt.ran()) in BY_ITSELF
+        if attempt.verdict in (Outcome.CANCELLED, Outcome.EVICTED, Outcome.LOST):
+            found = files.Collected([], 0)
+        else:
+            found = yield from files.collect(attempt.sandbox, attempt.description, attempt.staged, by_itself)
+        self._ended(attempt, found)
+
+    def _ended(self, attempt: Attempt, found: files.Collected) -> None:
+        """Nothing of it is left: say so, and forget it."""
+        if attempt.over:
+            return
+        attempt.over = True
+        self._family.forget(attempt)
+        del self._attempts[attempt.token]
+        self._pipe.put(talk.Exited(attempt.token, attempt.result(found)))
+        if attempt.discarded:
+            self._chore(self._discard(attempt.sandbox), None)
+
+
+def main(argv: list[str]) -> None:
+    """Be a keeper: descriptor of the socket to the worker, nonce, serial."""
+    fd, nonce, serial = int(argv[0]), argv[1], int(argv[2])
+    logging.basicConfig(format="keeper %(process)d: %(message)s")
+    # The worker decides when to end; a signal to the whole service is not for us.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    marks.become_subreaper()
+    # What lives now lives for ever, and an attempt leaves no cycles worth looking for often.
+    gc.freeze()
+    gc.set_threshold(50_000)
+    sock = socket.socket(fileno=fd)
+    sock.set_inheritable(False)
+    Keeper(sock, nonce, serial).run()

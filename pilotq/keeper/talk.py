@@ -1,0 +1,138 @@
+"""What worker and keeper say to each other over their socket pair: 4 bytes of length, then one msgpack array."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from pilotq.model import Ended, Outcome
+from pilotq.wire import Token
+
+_LENGTH = struct.Struct("<I")
+_CHUNK = 1 << 18
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+# ---- worker to keeper ------------------------------------------------------------------------------------------
+
+
+class Launch(_Message, frozen=True):
+    """Run this attempt."""
+
+    token: Token
+    #: Packed `Description`, and packed map of what differs for this proc (may be empty).
+    description: bytes
+    delta: bytes
+    #: Directory to be made; its parent exists.
+    sandbox: str
+    #: Directory of kept files, by digest.
+    cache: str
+    #: Added to the environment of the description.
+    env: dict[str, str]
+    #: Content of _CONDOR_MACHINE_AD.
+    machine_ad: str
+
+
+class End(_Message, frozen=True):
+    """End it: its signal, the grace, SIGKILL. Of no effect on an attempt whose processes have ended."""
+
+    token: Token
+    outcome: Outcome
+    #: None: the grace of its description.
+    grace_s: float | None
+
+
+class Discard(_Message, frozen=True):
+    """Remove the sandbox; as soon as it ended when it has not."""
+
+    token: Token
+    sandbox: str
+
+
+# ---- keeper to worker ------------------------------------------------------------------------------------------
+
+
+class Ready(_Message, frozen=True):
+    """I can be told what to do."""
+
+
+class Launched(_Message, frozen=True):
+    """The payload runs."""
+
+    token: Token
+    pid: int
+
+
+class Exited(_Message, frozen=True):
+    """It ended; no process of it is left. Its sandbox stays until `Discard`."""
+
+    token: Token
+    ended: Ended
+
+
+Order = Launch | End | Discard
+Event = Ready | Launched | Exited
+orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+T = TypeVar("T")
+
+
+class Pipe(Generic[T]):
+    """Messages over a non-blocking stream socket. Order: `put` any number, then `flush`."""
+
+    def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._decoder = decoder
+        self._encoder = msgspec.msgpack.Encoder()
+        self._in = bytearray()
+        self._out = bytearray()
+
+    def put(self, message: Any) -> None:
+        data = self._encoder.encode(message)
+        self._out += _LENGTH.pack(len(data))
+        self._out += data
+
+    def flush(self) -> bool:
+        """Send what the socket takes; True when nothing is left to be sent.
+
+        Raises: OSError when the other side is gone.
+        """
+        while self._out:
+            try:
+                sent = self.sock.send(self._out)
+            except BlockingIOError:
+                return False
+            del self._out[:sent]
+        return True
+
+    def get(self) -> list[T] | None:
+        """All complete messages that came; None when the other side is gone."""
+        try:
+            data = self.sock.recv(_CHUNK)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        buffer = self._in
+        buffer += data
+        found: list[T] = []
+        at = 0
+        while len(buffer) - at >= 4:
+            end = at + 4 + _LENGTH.unpack_from(buffer, at)[0]
+            if end > len(buffer):
+                break
+            found.append(self._decoder.decode(bytes(buffer[at + 4 : end])))
+            at = end
+        if at:
+            del buffer[:at]
+        return found

@@ -1,0 +1,391 @@
+"""From a query and a snapshot to text, piece by piece: condor_q, condor_history, condor_status.
+
+What is the same for all tasks of a run is worked out once for the run: counting a hundred thousand idle tasks, or
+printing an attribute of each that they have in common, evaluates one expression.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from pilotq.condor import expressions, formats, poolads, tables
+from pilotq.condor.formats import Local
+from pilotq.condor.jobad import Job
+from pilotq.condor.jobrules import Scope, scope
+from pilotq.condor.options import Query
+from pilotq.condor.tables import Batch
+from pilotq.errors import UserError
+from pilotq.model import CONDOR_STATUS, State
+from pilotq.query.reader import Cluster, Reader, Run
+
+#: Lines made at once of a run whose lines are all alike.
+_LINES = 4096
+
+
+class MasterFacts(msgspec.Struct, frozen=True):
+    """Where the master listens for foremen and workers, host:port."""
+
+    endpoint: str = "127.0.0.1:9094"
+
+
+class HeadFacts(msgspec.Struct, frozen=True):
+    """What only the master knows, sent with every question: these keys of its status, others are passed over."""
+
+    #: Host name of the head node; the name of the schedd to HTCondor's clients.
+    schedd_name: str = "localhost"
+    master: MasterFacts = MasterFacts()
+    workers: list[poolads.WorkerFacts] = []
+
+
+class Question:
+    """One query on one snapshot.
+
+    Units: now in seconds since 1970.
+    """
+
+    def __init__(
+        self, query: Query, reader: Reader, head: HeadFacts, *, now: float, local: Local, user: str = ""
+    ) -> None:
+        self.query = query
+        self.reader = reader
+        self.head = head
+        self.now = now
+        self.local = local
+        self.user = user
+        self.constraint = expressions.compiled(query.constraint) if query.constraint else None
+        self._common: dict[tuple[int, tuple[str, ...]], bool] = {}
+        self._needs = self._needed()
+
+    def answer(self) -> Iterator[str]:
+        """What goes to stdout. Raises: UserError, UnavailableError."""
+        if self.query.tool == "condor_status":
+            yield from self._status()
+        elif self.query.output == "mask":
+            yield from self._mask()
+        elif self.query.output in ("long", "json", "jsonl", "xml"):
+            yield from self._ads()
+        elif self.query.output == "history":
+            yield tables.HEADINGS["history"]
+            for run, job in self.matching():
+                yield self._line(run.cluster.id, run.first, tables.row("history", job, self.now, self.local))
+        elif self.query.output == "analyze":
+            yield from self._analyze()
+        else:
+            yield from self._table()
+
+    # ---- which tasks
+
+    def _needed(self) -> tuple[str, ...] | None:
+        """All attributes asked for or shown; None: any may be."""
+        shown = {"mask": self.query.mask.names, "totals": set(), "batch": {"jobbatchname"}}.get(self.query.output)
+        if shown is None:
+            return None
+        return tuple(shown.union(self.constraint.names if self.constraint else ()))
+
+    def _is_bare(self, cluster: Cluster) -> bool:
+        """True when no facts of its tasks are needed."""
+        if self._needs is None:
+            return False
+        job = Job(cluster.template, 0, cluster.state, 0, b"", self.now, self.head.schedd_name)
+        scopes = self._scopes(cluster, self._needs, job)
+        return scopes <= {Scope.STATE} if cluster.has_deltas else Scope.UNSTARTED not in scopes
+
+    def candidates(self) -> Iterator[Run]:
+        """Runs by ids, owner and what the constraint says of ids; nothing else is checked yet."""
+        ids = self._ids()
+        owners = set(self.query.owners)
+        if self.query.tool == "condor_history":
+            for run in self.reader.history(ids, self.query.forwards):
+                if self.query.since in {(run.cluster.id, run.first), (run.cluster.id, None)}:
+                    return
+                if not owners or run.cluster.owner in owners:
+                    yield run
+            return
+        if ids is None:
+            for run in self.reader.queue(self._is_bare):
+                if not owners or run.cluster.owner in owners:
+                    yield run
+            return
+        wanted: dict[int, set[int | None]] = {}
+        for number, proc in ids:
+            wanted.setdefault(number, set()).add(proc)
+        for cluster in self.reader.clusters(wanted):
+            if owners and cluster.owner not in owners:
+                continue
+            procs, bare = wanted[cluster.id], self._is_bare(cluster)
+            for proc in [None] if None in procs else sorted(found for found in procs if found is not None):
+                yield from self.reader.runs(cluster, proc, bare)
+
+    def _ids(self) -> list[tuple[int, int | None]] | None:
+        """None: any."""
+        if self.query.ids:
+            return self.query.ids
+        bounds = expressions.equalities(self.query.constraint)
+        if "clusterid" not in bounds:
+            return None
+        return [(bounds["clusterid"], bounds.get("procid"))]
+
+    def matching(self) -> Iterator[tuple[Run, Job]]:
+        """Runs all of whose tasks match, each with its first task's ad."""
+        left = self.query.limit
+        for run, job in self._unlimited():
+            if left is None:
+                yield run, job
+            elif left > 0:
+                yield (run if run.count <= left else Run(run.cluster, run.first, left, run.state)), job
+                left -= run.count
+            else:
+                return
+
+    def _unlimited(self) -> Iterator[tuple[Run, Job]]:
+        names = self.constraint.names if self.constraint else ()
+        for run in self.candidates():
+            job = self.job(run, run.first)
+            if run.count == 1 or self.is_common(run, names, job):
+                if self.is_match(job):
+                    yield run, job
+                continue
+            for proc in range(run.first, run.first + run.count):
+                job = self.job(run, proc)
+                if self.is_match(job):
+                    yield Run(run.cluster, proc, 1, run.state), job
+
+    def job(self, run: Run, proc: int) -> Job:
+        return self.reader.job(run, proc, self.now, self.head.schedd_name)
+
+    def is_match(self, job: Job) -> bool:
+        return self.constraint is None or expressions.is_true(self.constraint.evaluate(job, self.now))
+
+    def is_common(self, run: Run, names: tuple[str, ...], job: Job) -> bool:
+        """True when these attributes, and what they refer to, are the same for all procs of a run."""
+        key = (run.cluster.id, names)
+        found = self._common.get(key)
+        if found is None:
+            found = self._common[key] = self._scope(run.cluster, names, job) < Scope.PROC
+        return found
+
+    def _scope(self, cluster: Cluster, names: Iterable[str], job: Job) -> Scope:
+        return max(self._scopes(cluster, names, job), default=Scope.STATE)
+
+    def _scopes(self, cluster: Cluster, names: Iterable[str], job: Job) -> set[Scope]:
+        needed = expressions.closure(names, job.get)
+        return {scope(name, cluster.template, cluster.has_deltas) for name in needed}
+
+    # ---- counts
+
+    def counts(self) -> Counter[State]:
+        """Matching tasks by state, without looking at each where that can be."""
+        if self.query.limit is None and not any(proc is not None for _, proc in self._ids() or ()):
+            found = self._counted()
+            if found is not None:
+                return found
+        found = Counter()
+        for run, _ in self.matching():
+            found[run.state] += run.count
+        return found
+
+    def _counted(self) -> Counter[State] | None:
+        """None when the constraint needs more than cluster and state."""
+        ids = self._ids()
+        if ids is None and self.constraint is None:
+            by_owner = self.reader.totals()
+            wanted_owners = set(self.query.owners) or set(by_owner)
+            return sum([by_owner.get(owner, Counter()) for owner in wanted_owners], Counter())
+        wanted = None if ids is None else [number for number, _ in ids]
+        owners = set(self.query.owners)
+        found: Counter[State] = Counter()
+        by_cluster = self.reader.counts(wanted)
+        for cluster in self.reader.clusters(wanted):
+            if owners and cluster.owner not in owners:
+                continue
+            for state, count in by_cluster.get(cluster.id, Counter()).items():
+                if self.constraint is not None:
+                    job = Job(cluster.template, 0, state, 0, b"", self.now, self.head.schedd_name)
+                    if self._scope(cluster, self.constraint.names, job) > Scope.STATE:
+                        return None
+                    if not self.is_match(job):
+                        continue
+                found[state] += count
+        return found
+
+    # ---- what is printed
+
+    def _mask(self) -> Iterator[str]:
+        mask = self.query.mask
+        names = tuple(mask.names)
+        widths = None
+        if mask.headings:
+            widths = [len(heading) for heading in mask.heading_fields()]
+            for fields, _ in self._fields(names):
+                widths = [max(width, len(field)) for width, field in zip(widths, fields, strict=True)]
+            yield mask.row(mask.heading_fields(), widths)
+        for fields, count in self._fields(names):
+            line = mask.row(fields, widths)
+            for done in range(0, count, _LINES):
+                yield line * min(count - done, _LINES)
+
+    def _fields(self, names: tuple[str, ...]) -> Iterator[tuple[list[str], int]]:
+        """Fields of each line, and how many lines in a row have the same."""
+        mask = self.query.mask
+        for run, job in self.matching():
+            if run.count == 1 or self.is_common(run, names, job):
+                yield mask.fields(job, self.now, self.local), run.count
+                continue
+            for proc in range(run.first, run.first + run.count):
+                yield mask.fields(self.job(run, proc), self.now, self.local), 1
+
+    def _ads(self) -> Iterator[str]:
+        ads = (
+            self.job(run, proc).attributes(self.query.attributes)
+            for run, _ in self.matching()
+            for proc in range(run.first, run.first + run.count)
+        )
+        yield from printed(ads, self.query.output, always=self.query.tool == "condor_history")
+
+    def _line(self, cluster: int, proc: int, rest: str) -> str:
+        return tables.cut(f"{tables.job_name(cluster, proc)} {rest}", self.query.width)
+
+    def _table(self) -> Iterator[str]:
+        query = self.query
+        yield tables.heading(self.head.schedd_name, self.head.master.endpoint, self.now, self.local)
+        counts: Counter[State] = Counter()
+        if query.output == "totals":
+            counts = self.counts()
+        elif query.output == "batch":
+            batches = self._batches(counts)
+            yield tables.batch_table(batches, self.local)
+        else:
+            yield tables.HEADINGS[query.output]
+            yield from self._rows(counts)
+        if query.output != "run":
+            yield "\n" + self._totals(counts) + ("" if query.output == "totals" else "\n")
+
+    def _rows(self, counts: Counter[State]) -> Iterator[str]:
+        table = self.query.output
+        names = tuple(tables.NAMES[table])
+        for run, job in self.matching():
+            counts[run.state] += run.count
+            common = run.count == 1 or self.is_common(run, names, job)
+            rest = tables.row(table, job, self.now, self.local, self.query.cumulative)
+            lines = []
+            for proc in range(run.first, run.first + run.count):
+                if not common and proc != run.first:
+                    rest = tables.row(table, self.job(run, proc), self.now, self.local, self.query.cumulative)
+                lines.append(self._line(run.cluster.id, proc, rest))
+                if len(lines) == _LINES:
+                    yield "".join(lines)
+                    lines.clear()
+            yield "".join(lines)
+
+    def _batches(self, counts: Counter[State]) -> list[Batch]:
+        batches: dict[tuple[str, str], Batch] = {}
+        clusters: set[int] = set()
+        for run, job in self.matching():
+            cluster = run.cluster
+            name = tables.word(job, "jobbatchname") or f"ID: {cluster.id}"
+            batch = batches.get((cluster.owner, name))
+            if batch is None:
+                batch = Batch(cluster.owner, name, cluster.template.submitted_at, first=(cluster.id, run.first))
+                batches[cluster.owner, name] = batch
+            if cluster.id not in clusters:
+                clusters.add(cluster.id)
+                batch.total += cluster.count
+            batch.counts[CONDOR_STATUS[run.state]] += run.count
+            batch.last = (cluster.id, run.first + run.count - 1)
+            counts[run.state] += run.count
+        return list(batches.values())
+
+    def _totals(self, counts: Counter[State]) -> str:
+        by_owner = self.reader.totals()
+        everybody = sum(by_owner.values(), Counter())
+        mine = by_owner.get(self.user, Counter())
+        lines = [tables.totals("query", by_status(counts)) + " \n"]
+        if self.user:
+            lines.append(tables.totals(self.user, by_status(mine)) + " \n")
+        lines.append(tables.totals("all users", by_status(everybody)) + "\n")
+        return "".join(lines)
+
+    def _analyze(self) -> Iterator[str]:
+        free = sum(max(worker.cpus - worker.busy, 0) for worker in self.head.workers if worker.state == "ready")
+        yield tables.heading(self.head.schedd_name, self.head.master.endpoint, self.now, self.local)
+        for run, _ in self.matching():
+            for proc in range(run.first, run.first + run.count):
+                yield tables.analysis(self.job(run, proc), len(self.head.workers), free)
+
+    # ---- condor_status
+
+    def _status(self) -> Iterator[str]:
+        query = self.query
+        ads = [ad for ad in self._pool_ads() if self._is_pool_match(ad)][: query.limit]
+        if query.output == "mask":
+            rows = [query.mask.fields(ad, self.now, self.local) for ad in ads]
+            widths = None
+            if query.mask.headings and rows:
+                rows.insert(0, query.mask.heading_fields())
+                widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            for fields in rows:
+                yield query.mask.row(fields, widths)
+        elif query.output in ("long", "json", "jsonl", "xml"):
+            yield from printed((ad.attributes(query.attributes) for ad in ads), query.output)
+        elif query.kind in ("schedd", "submitters"):
+            prefix = "total" if query.kind == "schedd" else ""
+            yield tables.schedd_table(ads, query.totals_only, prefix)
+        else:
+            yield tables.machine_table(ads, self.now, query.totals_only)
+
+    def _pool_ads(self) -> list[poolads.PoolAd]:
+        head, kind = self.head, self.query.kind
+        ads: list[poolads.PoolAd] = []
+        if kind in ("schedd", "submitters", "any"):
+            by_owner = self.reader.totals()
+            everybody = sum(by_owner.values(), Counter())
+            if kind != "submitters":
+                ads.append(
+                    poolads.schedd_ad(head.schedd_name, head.master.endpoint, len(by_owner), everybody, self.now)
+                )
+            if kind != "schedd":
+                for owner, counts in sorted(by_owner.items()):
+                    ads.append(poolads.submitter_ad(owner, head.schedd_name, head.master.endpoint, counts, self.now))
+        if kind in ("machines", "any"):
+            ads += poolads.machine_ads(head.workers, self.now)
+        return ads
+
+    def _is_pool_match(self, ad: poolads.PoolAd) -> bool:
+        asked = {name.lower() for name in self.query.owners}
+        if asked and not asked & {tables.word(ad, "name").lower(), tables.word(ad, "machine").lower()}:
+            return False
+        return self.constraint is None or expressions.is_true(self.constraint.evaluate(ad, self.now))
+
+
+def by_status(counts: Counter[State]) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for state, count in counts.items():
+        found[CONDOR_STATUS[state]] += count
+    return found
+
+
+def printed(ads: Iterable[dict[str, str]], output: str, always: bool = False) -> Iterator[str]:
+    """Whole ads as long, json, jsonl or xml; `always`: brackets of an empty json list too."""
+    if output == "long":
+        for ad in ads:
+            yield formats.long_text(ad)
+    elif output == "jsonl":
+        for ad in ads:
+            yield formats.json_line(ad) + "\n"
+    elif output == "xml":
+        yield formats.XML_HEAD
+        for ad in ads:
+            yield formats.xml_text(ad)
+        yield formats.XML_FOOT
+    elif output == "json":
+        first = True
+        for ad in ads:
+            yield ("[\n" if first else ",\n") + formats.json_object(ad) + "\n"
+            first = False
+        if not first or always:
+            yield "[\n]\n" if first else "]\n"
+    else:
+        raise UserError(f"no such output: {output}")

@@ -1,0 +1,1 @@
+"""Composition roots: one file a role puts the parts together."""

@@ -1,0 +1,206 @@
+"""The master: core, store, sockets, scribe, query and API put together."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import os
+import platform
+import socket
+import stat
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from pilotq import __version__, keys
+from pilotq.api import Api
+from pilotq.catalog import Catalog
+from pilotq.condor.expressions import valid
+from pilotq.condor.submit import Site
+from pilotq.config import Settings
+from pilotq.core import turn as t
+from pilotq.core.master import Limits, MasterCore
+from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, tell, wait_for_any
+from pilotq.errors import UserError
+from pilotq.home import home_of, state_dir_of, write_run_file
+from pilotq.link import Listener, prove_closed, watch_authenticator
+from pilotq.model import FileRef, Resources
+from pilotq.mover import BlobStore
+from pilotq.query.client import QueryProcess
+from pilotq.roles.collecting import Collector
+from pilotq.roles.office import Office
+from pilotq.roles.performer import Performer
+from pilotq.roles.restart import restore
+from pilotq.roles.view import counts
+from pilotq.scribe import Scribe
+from pilotq.store.sqlite import SqliteStore
+
+#: Kept files nobody needs are removed after this.
+BLOB_AGE_S = 3600.0
+
+
+class Master:
+    """Starts the parts in order, keeps house, and ends them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.home = home_of(settings)
+        self.state = state_dir_of(settings)
+        self.store = SqliteStore()
+        self.store.open(self.state / "queue.db")
+        self.blobs = BlobStore(self.state / "blobs")
+        self.site = read_site(settings, self.blobs)
+        self.performer = Performer(self.store, self.blobs, self.site.schedd_name)
+        self.context: Any = zmq.Context()
+
+    async def serve(self, stop: asyncio.Event) -> int:
+        async with AsyncExitStack() as stack:
+            stack.callback(self.store.close)
+            stack.callback(self.context.destroy, linger=0)
+            await self._open(stack)
+            return await self._until_the_end(stop)
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        settings, performer = self.settings, self.performer
+        queue = restore(self.store.load(), self.store)
+        self.core = MasterCore(_limits(settings), performer.evaluate, read_clocks(), queue)
+        self.engine = performer.engine = Engine(
+            self.core,
+            performer.perform,
+            t.Tick(),
+            performer.commit,
+            reads=(t.SendAssign, t.SendDescription),
+            on_turn=Watchdog(),
+        )
+        stack.callback(self.engine.close)
+        put = self.engine.put
+        pair = keys.make_keys(self.home)
+        self.authenticator = keys.Authenticator(self.context)
+        stack.callback(self.authenticator.close)
+        watch_authenticator(self.authenticator)
+        listener = Listener(self.context, pair, performer.on_batch, lambda peer: put(t.PeerLost(peer)))
+        stack.callback(listener.close)
+        performer.listener = listener
+        self.port = listener.bind(settings.master_bind, settings.master_port)
+        await prove_closed(self.context, self.port, pair.public)
+        performer.collector = Collector(
+            self.state / "spool",
+            performer.send_now,
+            lambda token, reason, retry: put(t.Collected(token, reason, retry)),
+        )
+        performer.scribe = Scribe(
+            self.state / "queue.db",
+            self.state / "spool",
+            on_done=lambda ns: put(t.Delivered(ns)),
+            on_failed=lambda n, errno, reason: put(t.Undelivered(n, errno, reason)),
+        )
+        await performer.scribe.start()
+        stack.push_async_callback(performer.scribe.close)
+        queries = QueryProcess(self.state / "queue.db", self.state / "query.sock")
+        await queries.start()
+        stack.push_async_callback(queries.close)
+        office = Office(self.core, self.engine, performer, queries, self.site, self.home, self.state, self.port)
+        api = Api(office)
+        await api.start(self.state / "api.sock")
+        stack.push_async_callback(api.close)
+        _write(self.home / "api", str(self.state / "api.sock"))
+        self._read_keys()
+        listener.start()
+        run_file = write_run_file(self.state, "master", role="master", port=self.port, version=__version__)
+        stack.callback(run_file.unlink, missing_ok=True)
+        put(t.Tick())
+        performer.scribe.wake(queue.next_note - 1)
+        if settings.catalog_host:
+            report = functools.partial(office.report, settings.catalog_project)
+            catalog = Catalog(settings.catalog_host, settings.catalog_port, report)
+            catalog.start()
+            stack.push_async_callback(catalog.close)
+        notify("READY=1")
+        tell("master", "serving", {"port": self.port, "state": str(self.state), "pid": os.getpid()})
+
+    async def _until_the_end(self, stop: asyncio.Event) -> int:
+        """Housekeeping once a second until somebody ends us, the queue is drained, or something breaks."""
+        drain_file = self.home / "drain"
+        rounds = itertools.count()
+        while not stop.is_set() and not self.performer.stopping:
+            if self.engine.failed.done():
+                self.engine.failed.result()
+            if not self.core.draining and await exists(drain_file):
+                self.engine.put(t.SetDrain(True))
+            number = next(rounds)
+            if number % 5 == 0:
+                self._read_keys()
+            if number % 3600 == 0:
+                await self._sweep()
+            if not self.store.has_ballast:
+                await self.engine.call(self.store.restore_ballast)
+            await wait_for_any(stop, self.engine.failed, 1.0)
+        notify("STOPPING=1")
+        reason = self.performer.stopping or "stopped"
+        tell("master", reason, {"tasks left running": counts(self.core)["running"]})
+        return 0
+
+    async def _sweep(self) -> None:
+        used = await self.engine.call(self.store.digests_in_use)
+        if self.site.wrapper_file is not None:
+            used.add(self.site.wrapper_file.digest)
+        await asyncio.to_thread(self.blobs.sweep, used, BLOB_AGE_S)
+
+    def _read_keys(self) -> None:
+        known = keys.authorized(self.home)
+        if known != self.authenticator.allowed:
+            self.authenticator.allowed = known
+            workers = [(public, name) for public, (role, name) in known.items() if role == "worker"]
+            self.engine.put(t.SetKeys(workers))
+
+
+def read_site(settings: Settings, blobs: BlobStore) -> Site:
+    """What a submission has to know of this site; the job wrapper is kept like any file of a task.
+
+    Raises: UserError when the wrapper cannot be used.
+    """
+    wrapper: list[str] = []
+    file: FileRef | None = None
+    if settings.master_job_wrapper:
+        path = Path(settings.master_job_wrapper)
+        if not path.is_file() or not path.stat().st_mode & stat.S_IXUSR:
+            raise UserError(f"job wrapper {path} is not an executable file", "name one, or leave it out")
+        digest, size = blobs.keep(path)
+        file = FileRef("condor_wrapper", digest, size, 0o755)
+        wrapper = ["./condor_wrapper"]
+    host = socket.getfqdn()
+    return Site(
+        host=host,
+        schedd_name=host,
+        arch="X86_64" if platform.machine() == "x86_64" else platform.machine(),
+        needs=Resources(settings.task_cpus, settings.task_memory_bytes, settings.task_disk_bytes),
+        wall_time_s=settings.task_wall_time_s,
+        wrapper=wrapper,
+        wrapper_file=file,
+        valid=valid,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        lease_s=settings.master_lease_s,
+        beat_s=settings.master_beat_s,
+        contact_lost_s=settings.master_contact_lost_s,
+        policy_interval_s=settings.master_policy_interval_s,
+        max_losses=settings.master_max_losses,
+        max_idle=settings.queue_max_idle,
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+
+
+def main(settings: Settings) -> int:
+    """Run the master in the foreground until it is told to stop or has drained."""
+    return run(lambda stop: Master(settings).serve(stop), settings.log_level)

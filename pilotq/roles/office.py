@@ -1,0 +1,136 @@
+"""What the master does for its API: submit, act, tell."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pilotq import __version__
+from pilotq.catalog import Report
+from pilotq.condor.submit import Site
+from pilotq.core import turn as t
+from pilotq.core.master import MasterCore
+from pilotq.daemon import Engine, read_clocks
+from pilotq.query.client import QueryProcess
+from pilotq.roles.performer import Performer
+from pilotq.roles.view import cluster_view, status_view
+
+
+class Office:
+    """The desk behind the API."""
+
+    def __init__(
+        self,
+        core: MasterCore,
+        engine: Engine,
+        performer: Performer,
+        queries: QueryProcess,
+        site: Site,
+        home: Path,
+        state: Path,
+        port: int,
+    ) -> None:
+        self.core, self.engine, self.performer, self.queries = core, engine, performer, queries
+        self.site, self.home, self.state, self.port = site, home, state, port
+        self.started_at = time.time()
+        self._next_reply = itertools.count(1)
+
+    def _reply(self) -> tuple[int, asyncio.Future[Any]]:
+        number = next(self._next_reply)
+        future: asyncio.Future[Any] = self.engine.loop.create_future()
+        self.performer.waiting[number] = lambda value: None if future.done() else future.set_result(value)
+        return number, future
+
+    def refusal(self) -> str:
+        if not self.performer.store.has_ballast:
+            return f"the disk of the master ({self.state}) is full; free some space and submit again"
+        return self.core.refusal(0)
+
+    async def submit(self, key: str, clusters: list[t.NewCluster]) -> list[int] | str:
+        number, future = self._reply()
+        self.engine.put(t.Submit(number, key, clusters))
+        answer: list[int] | str = await future
+        return answer
+
+    async def act(self, verb: str, selection: list[tuple[int, int]], reason: str, subcode: int = 0) -> list[Any]:
+        number, future = self._reply()
+        self.engine.put(t.Act(number, verb, selection, reason, subcode))
+        answer: list[Any] = await future
+        return answer
+
+    async def worker_verb(self, worker: str, verb: str) -> bool:
+        number, future = self._reply()
+        self.engine.put(t.WorkerVerb(number, worker, verb))
+        return bool(await future)
+
+    def drain(self, on: bool) -> None:
+        if not on:
+            (self.home / "drain").unlink(missing_ok=True)
+        self.engine.put(t.SetDrain(on))
+
+    def is_empty(self) -> bool:
+        return not self.core.queue.clusters
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "home": str(self.home),
+            "state_dir": str(self.state),
+            "api_socket": str(self.state / "api.sock"),
+            "uptime_s": round(time.time() - self.started_at, 3),
+            "master": {"pid": os.getpid(), "port": self.port},
+            "owner": getpass.getuser(),
+            "schedd_name": self.site.schedd_name,
+            "scribe": {"pid": self.performer.scribe.pid, "backlog": len(self.core.queue.finals)},
+            "query": {"pid": self.queries.pid},
+            "commits": self.engine.commits,
+            **status_view(self.core, read_clocks().boot),
+        }
+
+    async def clusters(self, ids: list[int]) -> list[dict[str, Any]]:
+        live = [
+            cluster_view(self.core.queue.clusters[i])
+            for i in ids or self.core.queue.clusters
+            if i in self.core.queue.clusters
+        ]
+        missing = [number for number in ids if number not in self.core.queue.clusters]
+        if missing:
+            frames = [frame async for frame in self.query({"clusters": missing})]
+            live += msgspec.msgpack.decode(b"".join(frames))
+        return live
+
+    def query(self, message: dict[str, Any]) -> AsyncIterator[bytes]:
+        return self.queries.ask(message)
+
+    async def keep_file(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        return await self.performer.blobs.put(chunks)
+
+    def report(self, project: str) -> Report:
+        """What the Work Queue catalog shows of this master."""
+        found = status_view(self.core, read_clocks().boot)
+        tasks, slots = found["tasks"], found["slots"]
+        present = [worker for worker in found["workers"] if worker["state"] != "lost"]
+        busy = sum(1 for worker in present if worker["busy"])
+        return Report(
+            project=project,
+            owner=getpass.getuser(),
+            host=self.site.host,
+            port=self.port,
+            started_at=int(self.started_at),
+            tasks_waiting=tasks["idle"],
+            tasks_running=tasks["running"],
+            tasks_complete=tasks["done"],
+            workers=len(present),
+            workers_busy=busy,
+            workers_idle=len(present) - busy,
+            cores_total=slots["open"],
+            cores_inuse=slots["busy"],
+        )

@@ -1,0 +1,188 @@
+"""Performs what the master's core decides: commits, sends, wakes the scribe; and feeds it what comes in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import msgspec
+
+from pilotq import wire
+from pilotq.condor.expressions import compiled, is_true
+from pilotq.condor.jobad import Job, Template, body_of
+from pilotq.core import turn as t
+from pilotq.core.records import Record
+from pilotq.daemon import Engine, tell
+from pilotq.errors import PeerError
+from pilotq.link import Listener
+from pilotq.model import Facts, FileRef, State
+from pilotq.mover import BlobStore
+from pilotq.roles.collecting import Collector
+from pilotq.scribe import Scribe
+from pilotq.store import Store, StoreFull
+
+log = logging.getLogger(__name__)
+
+#: Bytes of one assignment message; larger ones are sent in pieces.
+ASSIGN_BYTES_MAX = 1 << 20
+#: Descriptions kept packed in memory.
+DESCRIPTIONS_MAX = 2000
+
+
+class _Files(msgspec.Struct):
+    """The part of a description that names files."""
+
+    files: list[FileRef] = []
+
+
+class Performer:
+    """Stands between the core, the store and the sockets; the sockets are put in when they are open."""
+
+    engine: Engine
+    listener: Listener
+    collector: Collector
+    scribe: Scribe
+
+    def __init__(self, store: Store, blobs: BlobStore, schedd_name: str) -> None:
+        self.store, self.blobs, self.schedd_name = store, blobs, schedd_name
+        #: Who waits for an `Answer`.
+        self.waiting: dict[int, Callable[[Any], None]] = {}
+        self.stopping = ""
+        self._descriptions: dict[int, bytes] = {}
+        self._templates: dict[int, Template] = {}
+
+    def on_batch(self, peer: bytes, user: str, frames: list[bytes]) -> None:
+        role, _, name = user.partition(":")
+        for session, payload in zip(frames[::2], frames[1::2], strict=True):
+            route = t.Route(peer, session)
+            try:
+                message = wire.unpack(payload)
+            except PeerError as error:
+                tell("link", "not a message of ours", {"key": user, "reason": str(error)}, logging.WARNING)
+                return
+            if isinstance(message, wire.Get):
+                self._serve_file(route, message)
+            elif isinstance(message, wire.Data):
+                self.collector.on_data(route, message)
+            else:
+                self.engine.put(t.FromPeer(route, role, name, message))
+
+    def _serve_file(self, route: t.Route, message: wire.Get) -> None:
+        try:
+            size, data = self.blobs.read(message.digest, message.offset, min(message.length, wire.CHUNK_BYTES))
+        except (OSError, ValueError, KeyError):
+            size, data = -1, b""
+        self.send_now(route, wire.Chunk(message.digest, message.offset, size, data))
+
+    def send_now(self, route: t.Route, message: wire.Message) -> None:
+        self.listener.send(route.peer, route.session, wire.pack(message))
+        self.engine.loop.call_soon(self.listener.flush)
+
+    def commit(self, records: list[Record], actions: list[Any]) -> dict[int, Any]:
+        """In the store's thread: one transaction, then what the actions need from the store, by their index."""
+        if records:
+            self._commit_until_done(records)
+        found: dict[int, Any] = {}
+        for index, action in enumerate(actions):
+            if isinstance(action, t.SendAssign) and action.has_deltas:
+                found[index] = self.store.deltas(action.cluster, action.procs)
+            elif isinstance(action, t.SendDescription) and action.cluster not in self._descriptions:
+                found[index] = self._describe(action.cluster)
+        return found
+
+    def _commit_until_done(self, records: list[Record]) -> None:
+        while True:
+            try:
+                self.store.commit(records)
+                return
+            except StoreFull:
+                log.error("the disk of the queue is full, waiting for space; nothing is lost")
+                if not self.store.release_ballast():
+                    time.sleep(1.0)
+
+    def _describe(self, cluster: int) -> bytes:
+        """The packed message that describes a cluster, its small files included."""
+        body = self.store.description(cluster)
+        inline: dict[str, bytes] = {}
+        room = wire.CHUNK_BYTES
+        for file in msgspec.msgpack.decode(body, type=_Files).files:
+            if file.size_bytes <= min(wire.INLINE_BYTES_MAX, room) and file.digest not in inline:
+                inline[file.digest] = self.blobs.read(file.digest, 0, file.size_bytes)[1]
+                room -= file.size_bytes
+        return wire.pack(wire.Describe(cluster, body, inline))
+
+    def perform(self, actions: list[Any], found: dict[int, Any] | None) -> None:
+        found = found or {}
+        for index, action in enumerate(actions):
+            self._performers[type(action)](self, action, found.get(index))
+        self.listener.flush()
+
+    def _send(self, action: t.Send, _: Any) -> None:
+        self.listener.send(action.route.peer, action.route.session, wire.pack(action.message))
+
+    def _send_assign(self, action: t.SendAssign, deltas: list[bytes] | None) -> None:
+        peer, session = action.route
+        if not deltas:
+            message = wire.Assign(action.cluster, action.procs, action.attempts)
+            self.listener.send(peer, session, wire.pack(message))
+            return
+        start = size = 0
+        for end in range(1, len(deltas) + 1):
+            size += len(deltas[end - 1])
+            if end == len(deltas) or size + len(deltas[end]) > ASSIGN_BYTES_MAX:
+                procs, attempts = action.procs[start:end], action.attempts[start:end]
+                self.listener.send(
+                    peer, session, wire.pack(wire.Assign(action.cluster, procs, attempts, deltas[start:end]))
+                )
+                start, size = end, 0
+
+    def _send_description(self, action: t.SendDescription, payload: bytes | None) -> None:
+        if payload is None:
+            payload = self._descriptions[action.cluster]
+        else:
+            while len(self._descriptions) >= DESCRIPTIONS_MAX:
+                self._descriptions.pop(next(iter(self._descriptions)))
+            self._descriptions[action.cluster] = payload
+        self.listener.send(action.peer, b"", payload)
+
+    def _answer(self, action: t.Answer, _: Any) -> None:
+        answer = self.waiting.pop(action.reply, None)
+        if answer is not None:
+            answer(action.value)
+
+    def _cluster_gone(self, action: t.ClusterGone, _: Any) -> None:
+        self._descriptions.pop(action.cluster, None)
+        self._templates.pop(action.cluster, None)
+
+    def _stop(self, action: t.Stop, _: Any) -> None:
+        self.stopping = action.reason
+
+    _performers: ClassVar[dict[type, Any]] = {
+        t.Send: _send,
+        t.SendAssign: _send_assign,
+        t.SendDescription: _send_description,
+        t.Answer: _answer,
+        t.ClusterGone: _cluster_gone,
+        t.Stop: _stop,
+        t.Tell: lambda self, action, _: tell("master", action.text, action.facts),
+        t.Collect: lambda self, action, _: self.collector.begin(action.route, action.token, action.outputs),
+        t.Discard: lambda self, action, _: self.collector.discard(action.token),
+        t.WakeScribe: lambda self, action, _: self.scribe.wake(action.n),
+        t.RetryNotes: lambda self, action, _: self.scribe.retry(action.ns),
+    }
+
+    def evaluate(
+        self, expr: str, cluster: int, proc: int, state: State, attempt: int, facts: Facts, now: float
+    ) -> bool | None:
+        """The core's evaluator: a policy expression over the job ad."""
+        template = self._templates.get(cluster)
+        if template is None:
+            packed = self.engine.blocking(self.store.body, cluster)
+            template = self._templates[cluster] = Template(body_of(packed), cluster, 1)
+        job = Job(template, proc, state, attempt, facts, now, self.schedd_name)
+        value = compiled(expr).evaluate(job, now)
+        if value is True or value is False:
+            return bool(value)
+        return True if is_true(value) else (False if isinstance(value, int | float) else None)

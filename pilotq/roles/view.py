@@ -1,0 +1,87 @@
+"""The master's memory as JSON for people: what `pilotq status` and progress bars show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pilotq.core.master import MasterCore
+from pilotq.core.peers import Worker
+from pilotq.core.tasks import Cluster
+from pilotq.model import STATE_NAMES, State
+
+_NAMES = ("idle", "running", "suspended", "held", "done", "cancelled")
+
+
+def counts(core: MasterCore) -> dict[str, int]:
+    """Tasks by state; done, failed and cancelled ones since the master started."""
+    found = dict.fromkeys(_NAMES, 0)
+    for cluster in core.queue.clusters.values():
+        for state in (State.IDLE, State.ASSIGNED, State.RUNNING, State.SUSPENDED, State.STAGING_OUT, State.HELD):
+            found[STATE_NAMES[state]] += cluster.counts[state]
+    queue = core.queue
+    found.update(done=queue.done + queue.failed, cancelled=queue.cancelled, failed=queue.failed)
+    return found
+
+
+def cluster_view(cluster: Cluster) -> dict[str, Any]:
+    """One live cluster."""
+    found: dict[str, Any] = dict.fromkeys(_NAMES, 0)
+    for state in State:
+        found[STATE_NAMES[state]] += cluster.counts[state]
+    return {
+        "cluster": cluster.id,
+        "count": len(cluster),
+        "owner": cluster.owner,
+        "submitted_at": cluster.submitted_at,
+        **found,
+        "failed": cluster.failed,
+    }
+
+
+def _worker_view(worker: Worker, core: MasterCore, boot: float) -> dict[str, Any]:
+    silent_s = boot - worker.heard_at
+    state = "ready"
+    if worker.route is None or silent_s > core.limits.contact_lost_s:
+        state = "lost"
+    elif worker.offer.draining or worker.drain_wanted:
+        state = "draining"
+    foreman = core.peers.foremen.get(worker.route.peer) if worker.route else None
+    return {
+        "name": worker.name,
+        "host": worker.host,
+        "pid": worker.pid,
+        "version": worker.version,
+        "foreman": foreman.name if foreman else "",
+        "cpus": worker.offer.capacity.cpus,
+        "busy": min(worker.used[0], worker.offer.capacity.cpus),
+        "ahead": worker.offer.ahead,
+        "tasks": worker.count,
+        "state": state,
+        "contact_s": round(silent_s, 1),
+    }
+
+
+def status_view(core: MasterCore, boot: float) -> dict[str, Any]:
+    """Tasks, slots, workers and foremen."""
+    workers = [_worker_view(worker, core, boot) for worker in core.peers.workers.values()]
+    present = [worker for worker in workers if worker["state"] != "lost"]
+    open_slots = sum(worker["cpus"] for worker in present)
+    busy = sum(worker["busy"] for worker in present)
+    return {
+        "state": "draining" if core.draining else "serving",
+        "draining": core.draining,
+        "tasks": counts(core),
+        "clusters": len(core.queue.clusters),
+        "slots": {"open": open_slots, "busy": busy, "free": max(0, open_slots - busy)},
+        "workers": workers,
+        "foremen": [
+            {
+                "name": foreman.name,
+                "pid": foreman.pid,
+                "version": foreman.version,
+                "workers": foreman.workers,
+                "state": "draining" if foreman.draining else "ready",
+            }
+            for foreman in core.peers.foremen.values()
+        ],
+    }

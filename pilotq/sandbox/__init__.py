@@ -1,0 +1,35 @@
+"""One attempt's directory, and the folder of a host that holds them.
+
+`files` fills, measures, collects and removes a sandbox; `host` takes and sweeps the folder; `marks` finds the processes
+that belong to it.
+"""
+
+from __future__ import annotations
+
+from pilotq.sandbox.files import (
+    STDERR_FILE,
+    STDOUT_FILE,
+    Collected,
+    collect,
+    measure,
+    read_output,
+    remove,
+    removing,
+    stage,
+)
+from pilotq.sandbox.host import Folder, sweep, take_folder
+
+__all__ = [
+    "STDERR_FILE",
+    "STDOUT_FILE",
+    "Collected",
+    "Folder",
+    "collect",
+    "measure",
+    "read_output",
+    "remove",
+    "removing",
+    "stage",
+    "sweep",
+    "take_folder",
+]

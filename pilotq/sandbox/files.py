@@ -1,0 +1,382 @@
+"""Fill, measure, collect and remove one sandbox.
+
+What may take long is a generator that yields now and then, so that one thread can serve many sandboxes: run it to its
+end with `exhaust` when there is nothing else to do.
+
+No name from outside leads out of the sandbox: names are relative and without "..", and a symbolic link is followed only
+when it ends inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Generator, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+from pilotq.model import STDERR, STDOUT, Description, FileRef, OutputFile
+from pilotq.wire import INLINE_BYTES_MAX
+
+STDOUT_FILE = "_condor_stdout"
+STDERR_FILE = "_condor_stderr"
+JOB_AD_FILE = ".job.ad"
+MACHINE_AD_FILE = ".machine.ad"
+#: Files of a sandbox that nobody asked for by leaving the list of outputs open.
+OWN_FILES = frozenset({STDOUT_FILE, STDERR_FILE, JOB_AD_FILE, MACHINE_AD_FILE})
+_STREAMS = {STDOUT: STDOUT_FILE, STDERR: STDERR_FILE}
+
+#: Bounds on what one attempt reports, so that its result always fits into one message.
+INLINE_BYTES_SUM = 256 << 10
+OUTPUT_FILES_MAX = 10_000
+OUTPUT_NAMES_BYTES_MAX = 1 << 20
+
+_COPY_BYTES = 8 << 20
+#: Directory entries looked at between two yields.
+_ENTRIES = 500
+_NO_REFLINK = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF})
+
+#: What tells a changed file: size, moment of change, inode.
+Staged = dict[str, tuple[int, int, int]]
+T = TypeVar("T")
+
+
+class Collected(NamedTuple):
+    """What an attempt left."""
+
+    outputs: list[OutputFile]
+    disk_bytes: int
+    #: The first output that was asked for and cannot be had: errno and sentence; 0 and "" when all is there.
+    code: int = 0
+    problem: str = ""
+
+
+def exhaust(work: Generator[None, None, T]) -> T:
+    """Run a generator to its end and give what it returned."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+
+def confined(name: str) -> str:
+    """The name without needless parts, when it stays inside the sandbox.
+
+    Raises: PermissionError for an absolute name or one with ".."; OSError when it cannot be a name at all.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts:
+        raise PermissionError(errno.EPERM, "it is not inside the sandbox", name)
+    if not parts or "\x00" in name:
+        raise OSError(errno.EINVAL, "it is not a file name", name)
+    return "/".join(parts)
+
+
+# ---- in --------------------------------------------------------------------------------------------------------
+
+
+def stage(
+    sandbox: str, cache: str, files: Iterable[FileRef], executables: Iterable[str]
+) -> Generator[None, None, None]:
+    """Copy kept files into a fresh sandbox; no process of the attempt may run yet.
+
+    Raises: OSError with the name of the file in the sandbox.
+    """
+    executable = {os.path.normpath(name) for name in executables}
+    made: set[str] = set()
+    for ref in files:
+        name = confined(ref.name)
+        parent = os.path.dirname(name)
+        if parent and parent not in made:
+            os.makedirs(os.path.join(sandbox, parent), 0o755, exist_ok=True)
+            made.add(parent)
+        mode = 0o755 if name in executable else ref.mode & 0o777 | 0o600
+        try:
+            yield from _copy(os.path.join(cache, ref.digest), os.path.join(sandbox, name), ref.size_bytes, mode)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, ref.name) from None
+
+
+def _copy(source: str, target: str, size: int, mode: int) -> Generator[None, None, None]:
+    reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            # copy_file_range shares blocks where the file system can; it does not work between all of them.
+            share = True
+            done = 0
+            while done < size:
+                length = min(size - done, _COPY_BYTES)
+                try:
+                    if share:
+                        count = os.copy_file_range(reader, writer, length)
+                    else:
+                        count = os.sendfile(writer, reader, None, length)
+                except OSError as error:
+                    if not share or error.errno not in _NO_REFLINK:
+                        raise
+                    share = False
+                    continue
+                if not count:
+                    raise OSError(errno.EIO, f"only {done} of {size} bytes are kept")
+                done += count
+                if done < size:
+                    yield
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+
+
+def write(path: str, data: bytes, mode: int = 0o644) -> None:
+    """A new small file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
+def staged(sandbox: str) -> Staged:
+    """What is on the top level before anything runs, to tell later what is new."""
+    return {name: _print(status) for name, status in _level(sandbox) if name not in OWN_FILES}
+
+
+def _print(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+# ---- out -------------------------------------------------------------------------------------------------------
+
+
+def _level(path: str) -> list[tuple[str, os.stat_result]]:
+    """Name and status of everything in a directory; what vanishes or cannot be read is left out."""
+    found: list[tuple[str, os.stat_result]] = []
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                found.append((entry.name, entry.stat(follow_symlinks=False)))
+    return found
+
+
+def _tree(root: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below a directory by relative name, no symbolic link followed."""
+    todo = [""]
+    while todo:
+        under = todo.pop()
+        for name, status in _level(os.path.join(root, under)):
+            path = f"{under}/{name}" if under else name
+            yield path, status
+            if stat.S_ISDIR(status.st_mode):
+                todo.append(path)
+
+
+def measure(sandbox: str) -> Generator[None, None, int]:
+    """Bytes on disk of everything in a sandbox."""
+    used = 0
+    for count, (_, status) in enumerate(_tree(sandbox), 1):
+        used += status.st_blocks * 512
+        if not count % _ENTRIES:
+            yield
+    return used
+
+
+class _Outputs:
+    """The list being made: keeps the bounds, and the first thing that went wrong."""
+
+    def __init__(self, sandbox: str) -> None:
+        self.sandbox = sandbox
+        self.found: dict[str, OutputFile] = {}
+        self.code = 0
+        self.problem = ""
+        self._inline_bytes = 0
+        self._name_bytes = 0
+
+    def fail(self, name: str, code: int, text: str) -> None:
+        if not self.problem:
+            self.code, self.problem = code, f"Cannot send output file {name!r}: (errno={code}: '{text}')"
+
+    def add(self, name: str, status: os.stat_result, path: str) -> None:
+        """Take a regular file of the sandbox whose path is known to stay inside."""
+        if name in self.found:
+            return
+        try:
+            self._name_bytes += len(name.encode())
+        except UnicodeEncodeError:
+            return self.fail(name, errno.EILSEQ, "its name is not UTF-8")
+        if len(self.found) >= OUTPUT_FILES_MAX or self._name_bytes > OUTPUT_NAMES_BYTES_MAX:
+            return self.fail(name, errno.E2BIG, f"more than {OUTPUT_FILES_MAX} files; pack them into one")
+        data: bytes | None = None
+        size = status.st_size
+        if not size:
+            data = b""
+        elif size <= INLINE_BYTES_MAX and self._inline_bytes + size <= INLINE_BYTES_SUM:
+            try:
+                data = _read(path, 0, size)
+            except OSError as error:
+                return self.fail(name, error.errno or errno.EIO, error.strerror or str(error))
+            size = len(data)
+            self._inline_bytes += size
+        self.found[name] = OutputFile(name, size, status.st_mode & 0o777, data)
+
+
+def collect(
+    sandbox: str, description: Description, before: Staged | None, wanted: bool
+) -> Generator[None, None, Collected]:
+    """Find what an ended attempt leaves for its user: its streams and, when `wanted`, its outputs.
+
+    No process of the attempt may run any more. `before` is what `staged` saw, needed when the list of outputs is open.
+    """
+    out = _Outputs(sandbox)
+    top = dict(_level(sandbox))
+    used = 0
+    for name, status in top.items():
+        used += status.st_blocks * 512
+        if stat.S_ISDIR(status.st_mode):
+            used += yield from measure(f"{sandbox}/{name}")
+    for kept, name in ((description.keep_stdout, STDOUT), (description.keep_stderr and not description.merge, STDERR)):
+        if kept:
+            found = top.get(_STREAMS[name])
+            if found is not None and stat.S_ISREG(found.st_mode):
+                out.add(name, found, f"{sandbox}/{_STREAMS[name]}")
+            else:
+                out.found[name] = OutputFile(name, 0, 0o644, b"")
+    if wanted and description.outputs is None:
+        for name in sorted(top.keys() - OWN_FILES):
+            status = top[name]
+            if stat.S_ISREG(status.st_mode) and (before or {}).get(name) != _print(status):
+                out.add(name, status, f"{sandbox}/{name}")
+    elif wanted:
+        for name in description.outputs or []:
+            yield from _listed(out, name)
+    return Collected(list(out.found.values()), used, out.code, out.problem)
+
+
+def _listed(out: _Outputs, asked: str) -> Generator[None, None, None]:
+    """Take one entry of the list of outputs: a file, or all regular files below a directory."""
+    try:
+        name = confined(asked)
+        path = _inside(out.sandbox, name)
+        status = os.lstat(path)
+    except OSError as error:
+        return out.fail(asked, error.errno or errno.EIO, error.strerror or str(error))
+    if stat.S_ISREG(status.st_mode):
+        return out.add(name, status, path)
+    if not stat.S_ISDIR(status.st_mode):
+        return out.fail(asked, errno.EINVAL, "it is not a regular file")
+    for count, (below, found) in enumerate(_tree(path), 1):
+        if stat.S_ISREG(found.st_mode):
+            out.add(f"{name}/{below}", found, os.path.join(path, below))
+        if not count % _ENTRIES:
+            yield
+
+
+def _inside(sandbox: str, name: str) -> str:
+    """The real path of a name, links resolved.
+
+    Raises: PermissionError when a link leads out of the sandbox; OSError when there is no such file.
+    """
+    root = os.path.realpath(sandbox)
+    path = os.path.realpath(os.path.join(root, name), strict=True)
+    if not path.startswith(root + "/"):
+        raise PermissionError(errno.EPERM, "it is a link that leads out of the sandbox", name)
+    return path
+
+
+def _read(path: str, offset: int, length: int) -> bytes:
+    # O_NONBLOCK: a FIFO put there must not stop us.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
+def read_output(sandbox: str, name: str, offset: int, length: int) -> bytes:
+    """Bytes of an output file that an `Ended` named; fewer than asked for only at its end.
+
+    Raises: OSError when it is not there, not a regular file, or not inside the sandbox.
+    """
+    return _read(_inside(sandbox, _STREAMS.get(name) or confined(name)), offset, length)
+
+
+# ---- gone ------------------------------------------------------------------------------------------------------
+
+
+def remove(path: str) -> None:
+    """Remove a sandbox and all in it; nothing to do when it is not there. See `removing`."""
+    exhaust(removing(path))
+
+
+def removing(path: str) -> Generator[None, None, None]:
+    """Remove a directory and all in it, whatever its depth, modes and names; no symbolic link is followed.
+
+    Directories further down are first lifted to the top level, so that neither open files, nor recursion, nor the
+    length of a path grows with the depth.
+
+    Raises: OSError for what cannot be removed (another user's file, an immutable one); the rest is gone then.
+    """
+    failed: list[OSError] = []
+    try:
+        todo = yield from _emptied(path, failed)
+    except FileNotFoundError:
+        return
+    lifted = 0
+    while todo:
+        directory = todo.pop()
+        try:
+            for below in (yield from _emptied(directory, failed)):
+                lifted += 1
+                todo.append(_lift(directory, below, f"{path}/\x7fpilotq.{os.getpid()}.{lifted}"))
+            os.rmdir(directory)
+        except OSError as error:
+            failed.append(error)
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        # A directory that changed while it was read may have hidden something: once more, unless there is a reason.
+        if error.errno != errno.ENOTEMPTY or failed:
+            raise (failed or [error])[0] from None
+        yield from removing(path)
+
+
+def _emptied(directory: str, failed: list[OSError]) -> Generator[None, None, list[str]]:
+    """Unlink the files of a directory; give the directories in it."""
+    below: list[str] = []
+    try:
+        entries = os.scandir(directory)
+    except PermissionError:
+        os.chmod(directory, 0o700)
+        entries = os.scandir(directory)
+    with entries:
+        for count, entry in enumerate(entries, 1):
+            if entry.is_dir(follow_symlinks=False):
+                below.append(entry.path)
+                continue
+            try:
+                try:
+                    os.unlink(entry.path)
+                except PermissionError:
+                    os.chmod(directory, 0o700)
+                    os.unlink(entry.path)
+            except OSError as error:
+                failed.append(error)
+            if not count % _ENTRIES:
+                yield
+    return below
+
+
+def _lift(directory: str, below: str, target: str) -> str:
+    try:
+        os.rename(below, target)
+    except PermissionError:
+        # Moving a directory needs the right to write into it, and into the one it is taken from.
+        os.chmod(directory, 0o700)
+        os.chmod(below, 0o700)
+        os.rename(below, target)
+    return target

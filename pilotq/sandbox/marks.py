@@ -1,0 +1,128 @@
+"""Find the processes that belong to an attempt, wherever they went.
+
+Two marks are inherited by every process of an attempt. The variable `PILOTQ_ATTEMPT` says which attempt it is; a task
+may remove it. The soft limit RLIMIT_LOCKS is a number that stands for the attempt; Linux has not used that limit since
+2.4.25, so that nothing else sets it, and it survives `env -i`, `setsid`, double forks and set-uid programs.
+
+A mark is a nonce (32 bits, one for each life of a host folder), a serial (11 bits, one for each keeper) and a number
+(20 bits, one for each attempt).
+Source: getrlimit(2), RLIMIT_LOCKS; proc(5), /proc/pid/environ and /proc/pid/limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import secrets
+import signal
+
+VARIABLE = "PILOTQ_ATTEMPT"
+_RLIMIT_LOCKS = 10
+_SERIALS = 1 << 11
+_NUMBERS = 1 << 20
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def new_nonce() -> str:
+    return secrets.token_hex(4)
+
+
+def number(nonce: str, serial: int, n: int) -> int:
+    """The mark of the nth attempt of a keeper; n counts modulo 2**20, serial modulo 2**11."""
+    return (int(nonce, 16) * _SERIALS + serial % _SERIALS) * _NUMBERS + n % _NUMBERS
+
+
+def prefix(nonce: str, serial: int) -> str:
+    """What the value of the variable begins with for the attempts of a keeper."""
+    return f"{nonce}-{serial % _SERIALS}:"
+
+
+def wear(mark: int) -> None:
+    """Put a mark on this process for what it starts next; without effect where limits forbid it."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(_RLIMIT_LOCKS, (mark, _HARD))
+
+
+_HARD = resource.getrlimit(_RLIMIT_LOCKS)[1]
+
+
+def worn(pid: int) -> int:
+    """The mark of a process; -1 when it has none or is gone."""
+    try:
+        return resource.prlimit(pid, _RLIMIT_LOCKS)[0]
+    except PermissionError:
+        pass
+    except OSError:
+        return -1
+    # A set-uid program: its limits can still be read.
+    for line in read(f"/proc/{pid}/limits").splitlines():
+        if line.startswith(b"Max file locks"):
+            soft = line[len(b"Max file locks") :].split()[0]
+            return int(soft) if soft.isdigit() else -1
+    return -1
+
+
+def tags(pid: int) -> list[str]:
+    """The words of a process's variable; more than one when a pool runs inside a task of another."""
+    wanted = VARIABLE.encode() + b"="
+    for entry in read(f"/proc/{pid}/environ").split(b"\0"):
+        if entry.startswith(wanted):
+            return entry[len(wanted) :].decode(errors="replace").split()
+    return []
+
+
+def read(path: str) -> bytes:
+    """A file of /proc; empty when it is gone or closed to us."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def pids() -> list[int]:
+    """Of all processes."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def hunt(nonce: str, serial: int | None = None) -> int:
+    """One pass: kill all that carries the nonce (and the serial), reap our own children of them; how many still live.
+
+    Call it until it finds nothing, with pauses, as what was killed needs a moment to go.
+
+    Cost: three reads a process of the host.
+    """
+    lowest = number(nonce, serial or 0, 0)
+    highest = lowest + (_NUMBERS if serial is not None else _NUMBERS * _SERIALS)
+    start = prefix(nonce, serial) if serial is not None else f"{nonce}-"
+    found = 0
+    for pid in pids():
+        if pid == os.getpid():
+            continue
+        if lowest <= worn(pid) < highest or any(tag.startswith(start) for tag in tags(pid)):
+            found += _killed(pid)
+    return found
+
+
+def _killed(pid: int) -> bool:
+    """Kill and reap; False when it was only a zombie (of another parent, who may never reap it)."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return False
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+    except ChildProcessError:
+        pass
+    return read(f"/proc/{pid}/stat").rpartition(b")")[2][1:2] not in (b"Z", b"X", b"")
+
+
+def become_subreaper() -> None:
+    """From now on orphans among the descendants of this process become its children.
+
+    Source: prctl(2), PR_SET_CHILD_SUBREAPER.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -1,0 +1,137 @@
+"""The scribe: a process that writes users' outputs and logs, so that no file system of theirs can stop the master.
+
+Here is the master's end of it. The process reads notes from the store's outbox by itself; it is told that there are
+some, and tells which are written. It may die at any moment and is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pilotq
+from pilotq.scribe.messages import Done, Retry, ToScribe, Wake, pack, split, unpack_from_scribe
+
+log = logging.getLogger(__name__)
+
+RESTART_S = 0.1
+RESTART_S_MAX = 10.0
+#: How long a scribe may take to end when it is asked to.
+END_S = 3.0
+
+__all__ = ["Scribe"]
+
+
+class Scribe:
+    """Runs the process and speaks with it. Callbacks come from the event loop."""
+
+    def __init__(
+        self,
+        queue: Path,
+        spool: Path,
+        *,
+        on_done: Callable[[list[int]], None],
+        on_failed: Callable[[int, int, str], None],
+        address: str = "127.0.0.1",
+    ) -> None:
+        """`address`: host:port of the master, for the logs.
+
+        `on_failed` gets the note, an errno, and a sentence; the note then waits for `retry`, or a restart.
+        Both callbacks may name notes that are long gone.
+        """
+        self._arguments = [str(queue), str(spool), str(queue.with_name("scribe.db")), address]
+        self._on_done, self._on_failed = on_done, on_failed
+        self._process: asyncio.subprocess.Process | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._last = 0
+        self._is_closing = False
+
+    @property
+    def pid(self) -> int:
+        """0: it is just being started again."""
+        return self._process.pid if self._process is not None else 0
+
+    async def start(self) -> None:
+        await self._start_process()
+        self._serving = asyncio.create_task(self._serve())
+
+    def wake(self, n: int) -> None:
+        """Notes up to this number are committed."""
+        self._last = max(self._last, n)
+        stdin = self._process.stdin if self._process is not None else None
+        # While an earlier message is unread, that one will do: the notes are in the outbox when it is read.
+        if stdin is not None and stdin.transport.get_write_buffer_size() == 0:
+            self._send(Wake(n))
+
+    def retry(self, ns: list[int]) -> None:
+        """Try notes again that had failed."""
+        self._send(Retry(ns))
+
+    async def close(self) -> None:
+        """End it; what it did not write, the next one will."""
+        self._is_closing = True
+        process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+        if self._serving is not None:
+            done, _ = await asyncio.wait([self._serving], timeout=END_S)
+            if not done and process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await asyncio.wait([self._serving], timeout=END_S)
+
+    def _send(self, message: ToScribe) -> None:
+        process = self._process
+        if process is not None and process.stdin is not None and not process.stdin.is_closing():
+            process.stdin.write(pack(message))
+
+    async def _start_process(self) -> None:
+        path = os.pathsep.join(filter(None, [str(Path(pilotq.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "pilotq.scribe",
+            *self._arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        # It finds by itself what is in the outbox; a note that waits for a retry is tried again by a new one.
+        self._send(Wake(self._last))
+
+    async def _serve(self) -> None:
+        delay_s = RESTART_S
+        while True:
+            assert self._process is not None
+            if await self._listen(self._process):
+                delay_s = RESTART_S
+            code = await self._process.wait()
+            self._process = None
+            if self._is_closing:
+                return
+            log.error("the scribe ended, starting another", extra={"facts": {"code": code, "in_s": delay_s}})
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RESTART_S_MAX)
+            await self._start_process()
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> bool:
+        """Until it ends; True when it said anything."""
+        assert process.stdout is not None
+        buffer, has_spoken = bytearray(), False
+        while data := await process.stdout.read(1 << 16):
+            has_spoken = True
+            buffer += data
+            ns: list[int] = []
+            for message in map(unpack_from_scribe, split(buffer)):
+                if isinstance(message, Done):
+                    ns += message.ns
+                else:
+                    self._on_failed(message.n, message.errno, message.reason)
+            if ns:
+                self._on_done(ns)
+        return has_spoken

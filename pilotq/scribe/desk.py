@@ -1,0 +1,162 @@
+"""The scribe's desk: which notes there are, who writes them, what the master is told."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from pilotq.scribe.lanes import THREADS, THREADS_MAX, Item, Lane, Lanes
+from pilotq.scribe.messages import Done, Failed, FromScribe
+from pilotq.scribe.reading import Head, Reader, Unreadable
+from pilotq.scribe.trouble import Trouble
+from pilotq.scribe.writer import Verdict, Writer
+
+log = logging.getLogger(__name__)
+
+HEADS_AT_ONCE = 500
+#: Events written to one log at once.
+BATCH_PROCS = 1000
+#: What may pass by itself is reported as failed when it did not for so long.
+PATIENCE_S = 600.0
+
+
+class Desk:
+    """Hands items to threads and counts them. `wake`, `retry` and `watch` are for one thread."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        writer: Writer,
+        post: Callable[[FromScribe], None],
+        on_room: Callable[[], None],
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        #: `post` sends to the master, from any thread; `on_room`: call `wake` again.
+        self._reader = reader
+        self._writer = writer
+        self._post = post
+        self._patience_s = patience_s
+        self._lanes = Lanes(on_room)
+        self._last = 0
+        self._threads = 0
+        self._lock = threading.Lock()
+        #: Notes under way: items that are not written.
+        self._open: dict[int, int] = {}
+        #: Items that wait for `retry`, by note, with their lanes.
+        self._parked: dict[int, list[tuple[str, Item]]] = {}
+        #: Notes reported as failed since they were last tried, with the lanes in which items of theirs stand.
+        self._told: dict[int, set[str]] = {}
+        for _ in range(THREADS):
+            self._start_thread()
+
+    def wake(self) -> None:
+        """Take in what is new in the outbox, as far as there is room."""
+        while self._lanes.has_room:
+            heads = self._reader.heads(self._last, HEADS_AT_ONCE)
+            if not heads:
+                return
+            for head in heads:
+                self._take_in(head)
+                self._last = head.n
+
+    def _take_in(self, head: Head) -> None:
+        try:
+            items = self._reader.items(head)
+        except Unreadable as error:
+            item = Item(head.n, head.cluster, head.proc, head.count)
+            with self._lock:
+                self._open[head.n] = 1
+                self._parked[head.n] = [(f"task {head.cluster}.{head.proc}", item)]
+            self._post(Failed(head.n, errno.EBADMSG, str(error), "note"))
+            return
+        with self._lock:
+            self._open[head.n] = len(items)
+        for key, item in items:
+            self._lanes.add(key, [item])
+
+    def retry(self, ns: list[int]) -> None:
+        """Try these notes again; and with them, in order, what could not be written to their logs before."""
+        for n in ns:
+            with self._lock:
+                parked = self._parked.pop(n, [])
+                lanes = self._told.pop(n, set())
+            for key, item in parked:
+                self._lanes.add(key, [item])
+            for key in lanes:
+                self._lanes.wake(key)
+
+    def watch(self) -> None:
+        """Once a second: start threads for those that are stuck."""
+        is_short, stuck = self._lanes.watch()
+        for key in stuck:
+            log.warning("writing takes long: %s", key)
+        if is_short and self._threads < THREADS_MAX:
+            self._start_thread()
+
+    # ---- in the threads
+
+    def _start_thread(self) -> None:
+        with self._lock:
+            self._threads += 1
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            while (work := self._lanes.take(BATCH_PROCS)) is not None:
+                lane, items = work
+                self._settle(lane, items, self._writer.write(lane.key, items))
+        except BaseException:
+            # Nothing is lost: the master starts another scribe, which reads the journal.
+            log.critical("unexpected error, ending; this is a bug of pilotq", exc_info=True)
+            os._exit(70)
+        with self._lock:
+            self._threads -= 1
+
+    def _settle(self, lane: Lane, items: list[Item], verdict: Verdict) -> None:
+        """Give the lane back, and tell the master what became of the items."""
+        trouble, since = verdict.trouble, lane.failing_since
+        is_late = since is not None and time.monotonic() - since > self._patience_s
+        if trouble is not None and is_late and trouble.is_transient and trouble.what != "log":
+            # One task must not hold up the others of its log for ever.
+            verdict.failed.append((verdict.rest.pop(0), trouble))
+            trouble = None
+        self._count(lane.key, verdict)
+        if trouble is None:
+            self._lanes.finish(lane, len(items), verdict.rest, is_well=bool(verdict.done))
+            return
+        left = self._lanes.finish(lane, len(items), verdict.rest, again=trouble.is_transient)
+        if is_late or not trouble.is_transient:
+            self._tell(lane.key, trouble, left)
+
+    def _count(self, key: str, verdict: Verdict) -> None:
+        done = []
+        with self._lock:
+            for item in verdict.done:
+                self._open[item.n] -= 1
+                if not self._open[item.n]:
+                    del self._open[item.n]
+                    self._told.pop(item.n, None)
+                    done.append(item.n)
+            for item, _ in verdict.failed:
+                self._parked.setdefault(item.n, []).append((key, item))
+        if done:
+            self._post(Done(done))
+        for item, trouble in verdict.failed:
+            self._post(Failed(item.n, trouble.errno, str(trouble), trouble.what))
+
+    def _tell(self, key: str, trouble: Trouble, items: list[Item]) -> None:
+        """These wait in a lane that does not move; each note is reported once."""
+        fresh = []
+        with self._lock:
+            for item in items:
+                lanes = self._told.get(item.n)
+                if lanes is None:
+                    lanes = self._told[item.n] = set()
+                    fresh.append(item.n)
+                lanes.add(key)
+        for n in fresh:
+            self._post(Failed(n, trouble.errno, str(trouble), trouble.what))

@@ -1,0 +1,47 @@
+"""The text of a note's event, as it stands in the user log."""
+
+from __future__ import annotations
+
+import time
+
+from pilotq.condor.userlog import TERMINATED, format_event
+from pilotq.core.records import Note
+from pilotq.scribe.reading import Reader, Unreadable
+
+
+class EventTexts:
+    """A `writer.Text`."""
+
+    def __init__(self, reader: Reader, address: str) -> None:
+        """`address`: host:port of the master."""
+        self._reader = reader
+        self._address = address
+        self._second = (-1, "")
+
+    def __call__(self, note: Note, first: int, count: int) -> bytes:
+        """Raises: Unreadable."""
+        needs = self._reader.needs(note.cluster, first) if note.event == TERMINATED else None
+        try:
+            texts = [
+                format_event(
+                    note.event,
+                    note.cluster,
+                    proc,
+                    note.at,
+                    note.facts,
+                    address=self._address,
+                    local=self._local,
+                    needs=needs,
+                )
+                for proc in range(first, first + count)
+            ]
+        except KeyError:
+            raise Unreadable(f"event {note.event} is not one of the user log") from None
+        return "".join(texts).encode("utf-8", "replace")
+
+    def _local(self, at: float) -> str:
+        second, text = self._second
+        if second != int(at):
+            text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+            self._second = (int(at), text)
+        return text

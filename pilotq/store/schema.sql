@@ -1,0 +1,83 @@
+-- The durable queue. One writer (the master's store thread); readers (query, scribe) open it read-only.
+-- crc columns hold zlib.crc32 over the values before them, packed with msgpack in column order (`store.checksum`).
+
+create table if not exists meta (
+    name text primary key,
+    value text not null
+) without rowid;
+
+-- Written once at submit; `live` alone changes.
+create table if not exists cluster (
+    cluster integer primary key,
+    owner text not null,
+    key text not null,
+    count integer not null,
+    priority integer not null,
+    submitted_at real not null,
+    -- state of procs that have neither a row in task nor in history
+    state integer not null,
+    body blob not null,
+    crc integer not null,
+    live integer not null,
+    -- last, so that what reads the columns above does not read it
+    description blob not null,
+    description_crc integer not null
+);
+create unique index if not exists cluster_key on cluster (owner, key) where key <> '';
+create index if not exists cluster_live on cluster (cluster) where live = 1;
+
+-- What differs between procs, in blocks of 1000: a msgpack array of packed deltas.
+create table if not exists delta (
+    cluster integer not null,
+    first integer not null,
+    deltas blob not null,
+    crc integer not null,
+    primary key (cluster, first)
+) without rowid;
+
+-- Kept files a live cluster needs.
+create table if not exists file (
+    cluster integer not null,
+    digest text not null,
+    primary key (cluster, digest)
+) without rowid;
+create index if not exists file_digest on file (digest);
+
+-- Tasks that were assigned, held or edited and are still in the queue.
+create table if not exists task (
+    cluster integer not null,
+    proc integer not null,
+    state integer not null,
+    attempt integer not null,
+    facts blob not null,
+    crc integer not null,
+    primary key (cluster, proc)
+) without rowid;
+
+-- Tasks that left the queue, in the order they left.
+create table if not exists history (
+    n integer primary key,
+    cluster integer not null,
+    proc integer not null,
+    state integer not null,
+    attempt integer not null,
+    facts blob not null,
+    -- over cluster to facts, as in task
+    crc integer not null
+);
+create unique index if not exists history_task on history (cluster, proc);
+
+-- Notes the scribe has not written yet: the fields of records.Note.
+create table if not exists outbox (
+    n integer primary key,
+    event integer not null,
+    cluster integer not null,
+    proc integer not null,
+    count integer not null,
+    at real not null,
+    attempt integer not null,
+    final integer not null,
+    facts blob not null,
+    outputs blob not null,
+    crc integer not null
+);

@@ -1,0 +1,305 @@
+"""Every message between master, foreman and worker.
+
+A ZeroMQ message is a batch: frames in pairs (session, payload). On a link that a worker opened the session frame is
+empty; a foreman puts the session it gave to the worker there, and passes payloads of workers on without opening them.
+A payload is one msgpack array: the tag, then the fields in order.
+
+Only durations cross the wire, never moments: no clock of another host is ever compared. An attempt is named by
+(cluster, proc, attempt) everywhere; the attempt number is the fence.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pilotq.errors import PeerError
+from pilotq.model import Ended, Resources
+
+PROTOCOL = 1
+#: Bounds on one payload and on one batch; checked before anything is unpacked.
+PAYLOAD_BYTES_MAX = 4 << 20
+BATCH_FRAMES_MAX = 2000
+#: Bytes of a file that one message carries.
+CHUNK_BYTES = 256 << 10
+#: A file up to this size travels inside the message that names it.
+INLINE_BYTES_MAX = 32 << 10
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
+    """One attempt."""
+
+    cluster: int
+    proc: int
+    attempt: int
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+# ---- worker to master ------------------------------------------------------------------------------------------
+
+
+class Hello(_Message, frozen=True):
+    """First message of a session, and the answer to `AskInventory`: who I am and all I hold."""
+
+    protocol: int
+    #: What the master called this worker before; "" the first time.
+    worker: str
+    #: Counts this worker's sessions; an older route is never believed over a newer one.
+    generation: int
+    host: str
+    pid: int
+    version: str
+    offer: Offer
+    #: Attempts held that have not ended yet.
+    live: list[Token]
+    #: Of `live`, those whose payload was started.
+    started: list[Token]
+    #: Ended attempts whose result was not acknowledged (their `Result` follows).
+    unacked: list[Token]
+    #: Names under which earlier processes in this scratch directory were known; nothing of them is left.
+    predecessors: list[str] = []
+
+
+class Offer(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a worker can hold: absolute, so that a lost or repeated one does no harm."""
+
+    #: Of open slots: shrinks when a slot closes.
+    capacity: Resources
+    #: Attempts it takes beyond its capacity, to start at once when one ends.
+    ahead: int = 0
+    draining: bool = False
+
+
+class Beat(_Message, frozen=True):
+    """I am alive; renews the lease of every attempt held when the answer comes."""
+
+    seq: int
+    offer: Offer
+    #: Number of live attempts and xor of their hashes (`checksum`): a mismatch that lasts makes the master ask.
+    count: int
+    checksum: int
+
+
+class Started(_Message, frozen=True):
+    """These payloads run."""
+
+    tokens: list[Token]
+
+
+class Result(_Message, frozen=True):
+    """These attempts ended; kept and sent again until `Ack`."""
+
+    tokens: list[Token]
+    ends: list[Ended]
+
+
+class Refuse(_Message, frozen=True):
+    """These attempts were not and will not be started here; nothing is charged."""
+
+    tokens: list[Token]
+    reason: str
+
+
+class Killed(_Message, frozen=True):
+    """Nothing of these attempts is left (also the answer for unknown ones)."""
+
+    tokens: list[Token]
+
+
+class Goodbye(_Message, frozen=True):
+    """I leave and hold nothing any more."""
+
+    reason: str
+
+
+class Data(_Message, frozen=True):
+    """The answer to `Pull`: bytes of an output file; `missing` when it cannot be read."""
+
+    token: Token
+    name: str
+    offset: int
+    data: bytes
+    missing: bool = False
+
+
+# ---- worker or foreman to the one above ------------------------------------------------------------------------
+
+
+class Get(_Message, frozen=True):
+    """Bytes of a kept file, please."""
+
+    digest: str
+    offset: int
+    length: int = CHUNK_BYTES
+
+
+class Chunk(_Message, frozen=True):
+    """The answer to `Get`; `size` is of the whole file, -1 when it is not kept here."""
+
+    digest: str
+    offset: int
+    size: int
+    data: bytes
+
+
+# ---- master to worker ------------------------------------------------------------------------------------------
+
+
+class Welcome(_Message, frozen=True):
+    """The answer to `Hello`."""
+
+    worker: str
+    lease_s: float
+    beat_s: float
+    #: Generation this answers.
+    generation: int
+    #: Attempts the worker must end and forget; everything else it told stays.
+    kill: list[Token]
+
+
+class Reject(_Message, frozen=True):
+    """No session for you."""
+
+    reason: str
+    retry_after_s: float
+
+
+class Describe(_Message, frozen=True):
+    """A cluster's packed `Description`; sent before the first attempt of it, once a session."""
+
+    cluster: int
+    body: bytes
+    #: Small files of it, by digest.
+    inline: dict[str, bytes] = {}
+
+
+class Assign(_Message, frozen=True):
+    """Run these. Duplicates of held attempts are answered with where they are."""
+
+    cluster: int
+    procs: list[int]
+    attempts: list[int]
+    #: Empty, or one packed delta per proc.
+    deltas: list[bytes] = []
+
+
+class Renew(_Message, frozen=True):
+    """The answer to `Beat`: the lease counts from when the worker sent that one."""
+
+    seq: int
+
+
+class Ack(_Message, frozen=True):
+    """These results are committed (or not wanted): forget them."""
+
+    tokens: list[Token]
+
+
+class Kill(_Message, frozen=True):
+    """End these attempts and say `Killed`."""
+
+    tokens: list[Token]
+
+
+class AskInventory(_Message, frozen=True):
+    """Say `Hello` again."""
+
+
+class Pull(_Message, frozen=True):
+    """Bytes of an output file, please."""
+
+    token: Token
+    name: str
+    offset: int
+    length: int = CHUNK_BYTES
+
+
+class DrainPlease(_Message, frozen=True):
+    """An operator wants this worker to leave when its tasks have ended."""
+
+
+# ---- between foreman and worker, foreman and master --------------------------------------------------------------
+
+
+class Leave(_Message, frozen=True):
+    """From a foreman to its workers: find another foreman if you can; I leave."""
+
+
+class ForemanHello(_Message, frozen=True):
+    """First message of a foreman's session."""
+
+    protocol: int
+    #: host:port its workers connect to; its name.
+    name: str
+    pid: int
+    version: str
+
+
+class ForemanBeat(_Message, frozen=True):
+    seq: int
+    workers: int
+    draining: bool
+
+
+class ForemanWelcome(_Message, frozen=True):
+    """Whom to let in: public keys (Z85) and the names of their tokens. Sent again when that changes."""
+
+    keys: list[tuple[str, str]]
+    beat_s: float
+
+
+class ForemanRenew(_Message, frozen=True):
+    seq: int
+
+
+class Gone(_Message, frozen=True):
+    """From a foreman: these sessions ended; it says nothing about their tasks."""
+
+    sessions: list[bytes]
+
+
+class Forget(_Message, frozen=True):
+    """From the master to a foreman: this cluster's description is not needed any more."""
+
+    cluster: int
+
+
+FromWorker = Hello | Beat | Started | Result | Refuse | Killed | Goodbye | Data | Get
+FromForeman = ForemanHello | ForemanBeat | Gone | Get | Goodbye
+ToWorker = Welcome | Reject | Describe | Assign | Renew | Ack | Kill | AskInventory | Pull | DrainPlease | Leave | Chunk
+ToForeman = ForemanWelcome | ForemanRenew | Reject | Describe | Forget | Chunk | AskInventory
+Message = FromWorker | FromForeman | ToWorker | ToForeman
+
+#: Who may send what upwards, by the role of its key. Nothing else reaches a core.
+ALLOWED: dict[str, tuple[type, ...]] = {
+    "worker": (Hello, Beat, Started, Result, Refuse, Killed, Goodbye, Data, Get),
+    "foreman": (ForemanHello, ForemanBeat, Gone, Get, Goodbye),
+}
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def pack(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def unpack(payload: bytes) -> Message:
+    """The message in a payload.
+
+    Raises: PeerError when it is too large, or is not one.
+    """
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise PeerError(f"a payload of {len(payload)} bytes")
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise PeerError(f"not a message: {error}") from None
+
+
+def checksum(token: Token) -> int:
+    """A 32-bit hash of a token, the same on both sides."""
+    value = (token.cluster * 0x9E3779B1 + token.proc * 0x85EBCA6B + token.attempt * 0xC2B2AE35) & 0xFFFFFFFF
+    return value ^ (value >> 15)

@@ -1,0 +1,275 @@
+"""A master and workers joined by a wire that delivers when told to: the real cores, no sockets, a clock by hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from pilotq import wire
+from pilotq.core import turn as t
+from pilotq.core import worker_turn as w
+from pilotq.core.master import Limits, MasterCore
+from pilotq.core.queue import Final, Queue
+from pilotq.core.records import ClusterAdded, Note, NoteAdded, NotesDone, TaskRows, TasksLeft
+from pilotq.core.tasks import Cluster
+from pilotq.core.turn import Now, Route
+from pilotq.core.worker import Options, WorkerCore
+from pilotq.model import Description, Ended, Facts, Outcome, Resources, State, Usage
+
+
+def never(expr: str, *rest: Any) -> bool | None:
+    """An evaluator that knows three expressions."""
+    return {"true": True, "false": False}.get(expr)
+
+
+class Remembered:
+    """What the records say, kept the way a store would."""
+
+    def __init__(self) -> None:
+        self.clusters: dict[int, ClusterAdded] = {}
+        self.rows: dict[tuple[int, int], tuple[int, int, Facts]] = {}
+        self.history: list[tuple[int, int, int, int, Facts]] = []
+        self.outbox: dict[int, Note] = {}
+        self.last_note = 0
+
+    def commit(self, records: list[Any]) -> None:
+        for record in records:
+            if isinstance(record, ClusterAdded):
+                self.clusters[record.cluster] = record
+            elif isinstance(record, TaskRows | TasksLeft):
+                columns = zip(record.procs, record.states, record.attempts, record.facts, strict=True)
+                for proc, state, attempt, packed in columns:
+                    facts = msgspec.msgpack.decode(packed, type=Facts)
+                    if isinstance(record, TaskRows):
+                        self.rows[record.cluster, proc] = (state, attempt, facts)
+                    else:
+                        self.rows.pop((record.cluster, proc), None)
+                        self.history.append((record.cluster, proc, state, attempt, facts))
+            elif isinstance(record, NoteAdded):
+                self.outbox[record.note.n] = record.note
+                self.last_note = record.note.n
+            elif isinstance(record, NotesDone):
+                for n in record.ns:
+                    self.outbox.pop(n, None)
+
+    def events(self, cluster: int, proc: int) -> list[int]:
+        """Numbers of the notes still in the outbox for a task."""
+        return [note.event for note in self.outbox.values() if (note.cluster, note.proc) == (cluster, proc)]
+
+
+class World:
+    """One master, any number of workers connected straight to it."""
+
+    def __init__(self, limits: Limits | None = None, evaluate: Any = never) -> None:
+        self.now = Now(1000.0, 1_700_000_000.0)
+        self.limits = limits or Limits()
+        self.evaluate = evaluate
+        self.disk = Remembered()
+        self.master = MasterCore(self.limits, evaluate, self.now)
+        self.answers: dict[int, Any] = {}
+        self.said: list[str] = []
+        self.collects: list[t.Collect] = []
+        self.stopped = ""
+        self.workers: dict[str, Node] = {}
+        self._descriptions: dict[int, bytes] = {}
+        self._reply = 0
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass in steps of a second at most, delivering everything."""
+        end = self.now.boot + seconds
+        while self.now.boot < end - 1e-9:
+            step = min(1.0, end - self.now.boot)
+            self.now = Now(self.now.boot + step, self.now.wall + step)
+            self.tick()
+
+    def tick(self) -> None:
+        wakeup = self.master.next_wakeup()
+        if wakeup is not None and wakeup <= self.now.boot:
+            self.do(t.Tick())
+        for node in list(self.workers.values()):
+            due = node.core.next_wakeup() if not node.left else None
+            if due is not None and due <= self.now.boot:
+                node.do(w.Tick())
+        self.deliver()
+
+    def do(self, event: t.Event) -> None:
+        """One turn of the master: records first, then actions."""
+        turn = self.master.handle(event, self.now)
+        self.disk.commit(turn.records)
+        for record in turn.records:
+            if isinstance(record, ClusterAdded):
+                self._descriptions[record.cluster] = record.description
+        for action in turn.actions:
+            self._perform(action)
+        self.master.check()
+
+    def _perform(self, action: Any) -> None:
+        if isinstance(action, t.Send):
+            self._to(action.route.peer, action.message)
+        elif isinstance(action, t.SendDescription):
+            self._to(action.peer, wire.Describe(action.cluster, self._descriptions[action.cluster]))
+        elif isinstance(action, t.SendAssign):
+            self._to(action.route.peer, wire.Assign(action.cluster, action.procs, action.attempts))
+        elif isinstance(action, t.Answer):
+            self.answers[action.reply] = action.value
+        elif isinstance(action, t.Tell):
+            self.said.append(action.text)
+        elif isinstance(action, t.Collect):
+            self.collects.append(action)
+        elif isinstance(action, t.Stop):
+            self.stopped = action.reason
+
+    def _to(self, peer: bytes, message: wire.Message) -> None:
+        for node in self.workers.values():
+            if node.peer == peer and not node.cut:
+                node.inbox.append((node.core.link, message))
+
+    def deliver(self, rounds: int = 100) -> None:
+        """Deliver everything until nothing is on its way."""
+        for _ in range(rounds):
+            busy = False
+            for node in list(self.workers.values()):
+                while node.outbox:
+                    busy = True
+                    peer, message = node.outbox.popleft()
+                    self.do(t.FromPeer(Route(peer, b""), "worker", "site", wire.unpack(wire.pack(message))))
+                while node.inbox:
+                    busy = True
+                    link, message = node.inbox.popleft()
+                    node.do(w.FromMaster(link, wire.unpack(wire.pack(message))))
+            if not busy:
+                return
+
+    def submit(self, count: int = 1, *, key: str = "", log: bool = False, **more: Any) -> Any:
+        """Submit a cluster; its id, or the refusal."""
+        self._reply += 1
+        description = Description(["/bin/true"], needs=more.get("needs", Resources()))
+        new = t.NewCluster(
+            owner=more.get("owner", "alice"),
+            count=count,
+            needs=more.get("needs", Resources()),
+            priority=more.get("priority", 0),
+            has_log=log,
+            body=b"log" if log else b"",
+            description=msgspec.msgpack.encode(description),
+            deltas=[],
+            digests=[],
+            policies=more.get("policies", {}),
+            hold_reason=more.get("hold_reason", ""),
+            submitted_at=self.now.wall,
+        )
+        self.do(t.Submit(self._reply, key, [new]))
+        self.deliver()
+        answer = self.answers[self._reply]
+        return answer if isinstance(answer, str) else answer[0]
+
+    def act(self, verb: str, *selection: tuple[int, int]) -> Any:
+        self._reply += 1
+        self.do(t.Act(self._reply, verb, list(selection), f"via {verb}"))
+        self.deliver()
+        while self._reply not in self.answers:
+            self.do(t.Tick())
+            self.deliver()
+        return self.answers[self._reply]
+
+    def write_notes(self) -> None:
+        """The scribe has written everything."""
+        if self.disk.outbox:
+            self.do(t.Delivered(sorted(self.disk.outbox)))
+            self.deliver()
+
+    def restart_master(self) -> None:
+        """kill -9 and a new master from what was committed."""
+        queue = Queue(max(self.disk.clusters, default=0) + 1, self.disk.last_note + 1)
+        ended = {(cluster, proc): (state, facts) for cluster, proc, state, _, facts in self.disk.history}
+        for added in self.disk.clusters.values():
+            needs = msgspec.msgpack.decode(added.description, type=Description).needs
+            has_log = added.body == b"log"
+            cluster = Cluster(added.cluster, added.owner, added.count, needs, has_log=has_log, state=added.state)
+            for proc in range(added.count):
+                if (added.cluster, proc) in ended:
+                    cluster.put(proc, State(ended[added.cluster, proc][0]))
+                    cluster.left += 1
+                elif (added.cluster, proc) in self.disk.rows:
+                    state, attempt, facts = self.disk.rows[added.cluster, proc]
+                    cluster.put(proc, State(state))
+                    cluster.attempts[proc], cluster.facts[proc] = attempt, facts
+                    if state == State.IDLE:
+                        cluster.came_back(proc)
+            if cluster.left < len(cluster):
+                queue.clusters[cluster.id] = cluster
+                queue.ready.add(cluster)
+        for note in self.disk.outbox.values():
+            if note.final:
+                queue.finals[note.n] = Final(note.cluster, note.proc, note.attempt)
+        self.master = MasterCore(self.limits, self.evaluate, self.now, queue)
+        for node in self.workers.values():
+            node.inbox.clear()
+            node.peer = f"{node.name}/{self.now.boot}".encode()
+            node.outbox.clear()
+
+    def state(self, cluster: int, proc: int = 0) -> State:
+        """State of a task, wherever it is."""
+        live = self.master.queue.clusters.get(cluster)
+        if live is not None:
+            return live.state(proc)
+        return State(next(row[2] for row in self.disk.history if row[:2] == (cluster, proc)))
+
+
+class Node:
+    """A worker: its core, and keepers that do what the test says."""
+
+    def __init__(self, world: World, name: str, slots: int = 1, **options: Any) -> None:
+        self.world, self.name = world, name
+        self.peer = name.encode()
+        self.inbox: deque[tuple[int, wire.Message]] = deque()
+        self.outbox: deque[tuple[bytes, wire.Message]] = deque()
+        #: True: nothing passes in either direction.
+        self.cut = False
+        self.left = ""
+        self.running: list[wire.Token] = []
+        self.launched: list[wire.Token] = []
+        self.discarded: list[wire.Token] = []
+        options.setdefault("idle_timeout_s", 0.0)
+        capacity = Resources(slots, 1 << 30, 1 << 30)
+        self.core = WorkerCore(Options(name, 1, "test", capacity, **options), world.now)
+        world.workers[name] = self
+        self.do(w.Tick())
+        world.deliver()
+
+    def do(self, event: Any) -> None:
+        turn = self.core.handle(event, self.world.now)
+        assert not turn.records
+        for action in turn.actions:
+            self._perform(action)
+        self.core.check()
+
+    def _perform(self, action: Any) -> None:
+        if isinstance(action, w.Say):
+            if not self.cut:
+                self.outbox.append((self.peer, action.message))
+        elif isinstance(action, w.Connect):
+            self.peer = f"{self.name}/{action.link}".encode()
+            self.inbox.clear()
+            self.outbox.clear()
+        elif isinstance(action, w.Stage):
+            self.do(w.FilesReady(action.token))
+        elif isinstance(action, w.Launch):
+            self.running.append(action.token)
+            self.launched.append(action.token)
+            self.do(w.Launched(action.token))
+        elif isinstance(action, w.End):
+            if action.token in self.running:
+                self.end(action.token, Outcome.CANCELLED if action.outcome == Outcome.CANCELLED else action.outcome)
+        elif isinstance(action, w.Discard):
+            self.discarded.append(action.token)
+        elif isinstance(action, w.Leave):
+            self.left = action.reason
+
+    def end(self, token: wire.Token | None = None, outcome: Outcome = Outcome.OK, code: int = 0, **more: Any) -> None:
+        """A running attempt ends."""
+        token = token or self.running[0]
+        self.running.remove(token)
+        self.do(w.Exited(token, Ended(outcome, code, usage=Usage(wall_s=5.0), **more)))

@@ -1,0 +1,158 @@
+"""Builds a store file from schema.sql, and asks the real query process about it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import pilotq
+from pilotq.condor.request import read_fields, write_fields
+from pilotq.model import ClusterBody, Facts, State
+
+SCHEMA = Path(pilotq.__file__).parent / "store" / "schema.sql"
+QUEUED_AT = 1_700_000_000.0
+
+
+def body(owner: str = "alice", cmd: str = "/home/alice/agent.sh", **fields: Any) -> ClusterBody:
+    ad = {"Cmd": f'"{cmd}"', "Arguments": '"a b"', "RequestCpus": "1", "RequestMemory": "128"}
+    ad |= fields.pop("ad", {})
+    return ClusterBody(owner=owner, iwd="/home/alice", ad=ad, submitted_at=QUEUED_AT, **fields)
+
+
+class Builder:
+    """Writes the rows that the store would write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.db = sqlite3.connect(path)
+        self.db.execute("pragma journal_mode=wal")
+        self.db.executescript(SCHEMA.read_text())
+
+    def cluster(
+        self,
+        number: int,
+        count: int = 1,
+        of: ClusterBody | None = None,
+        *,
+        state: State = State.IDLE,
+        deltas: list[dict[str, Any]] | None = None,
+        block: int = 3,
+        live: bool = True,
+    ) -> Builder:
+        made = of or body()
+        self._insert(
+            "cluster",
+            cluster=number,
+            live=int(live),
+            owner=made.owner,
+            key=f"key{number}",
+            count=count,
+            priority=made.priority,
+            submitted_at=made.submitted_at,
+            state=int(state),
+            body=msgspec.msgpack.encode(made),
+            crc=0,
+            description=b"",
+            description_crc=0,
+        )
+        encoded = [msgspec.msgpack.encode(delta) for delta in deltas or []]
+        for first in range(0, len(encoded), block):
+            packed = msgspec.msgpack.encode(encoded[first : first + block])
+            self._insert("delta", cluster=number, first=first, deltas=packed, crc=0)
+        self.db.commit()
+        return self
+
+    def task(self, cluster: int, proc: int, state: State, attempt: int = 1, **facts: Any) -> Builder:
+        return self._task("task", cluster, proc, state, attempt, facts)
+
+    def ended(self, cluster: int, proc: int, state: State = State.DONE, attempt: int = 1, **facts: Any) -> Builder:
+        self.db.execute("delete from task where cluster = ? and proc = ?", (cluster, proc))
+        return self._task("history", cluster, proc, state, attempt, facts)
+
+    def _task(self, table: str, cluster: int, proc: int, state: State, attempt: int, facts: dict[str, Any]) -> Builder:
+        packed = msgspec.msgpack.encode(Facts(**facts))
+        self._insert(table, cluster=cluster, proc=proc, state=int(state), attempt=attempt, facts=packed, crc=0)
+        self.db.commit()
+        return self
+
+    def _insert(self, table: str, **row: Any) -> None:
+        marks = ", ".join("?" * len(row))
+        self.db.execute(f"insert into {table} ({', '.join(row)}) values ({marks})", list(row.values()))
+
+
+class Shown:
+    """What a shim would print and exit with."""
+
+    def __init__(self, fields: bytes) -> None:
+        values = read_fields(fields)
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+        self.out = b"".join(value for name, value in pairs if name == b"out").decode("utf-8", "surrogateescape")
+        self.err = b"".join(value for name, value in pairs if name == b"err").decode()
+        self.exit = int(pairs[-1][1])
+        assert pairs[-1][0] == b"exit"
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+class Asker:
+    """Speaks to a query process as the master does."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = {
+            "schedd_name": "head.example",
+            "master": {"pid": 1, "endpoint": "10.0.0.1:9094"},
+            "workers": [],
+            "uptime_s": 1.0,
+        }
+
+    def pieces(self, question: dict[str, Any]) -> list[bytes]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60)
+            connection.connect(self.path)
+            message = msgspec.msgpack.encode({**question, "facts": self.facts})
+            connection.sendall(len(message).to_bytes(4, "big") + message)
+            stream = connection.makefile("rb")
+            found = []
+            while size := int.from_bytes(stream.read(4), "big"):
+                found.append(stream.read(size))
+            assert stream.read() == b""
+            return found
+
+    def ask(self, question: dict[str, Any]) -> bytes:
+        return b"".join(self.pieces(question))
+
+    def shim(self, *words: str, user: str = "alice", env: dict[str, str] | None = None, **more: str) -> Shown:
+        pairs = [("tool", words[0]), ("key", "0" * 32), ("cwd", "/tmp"), ("user", user), ("uid", "1000")]
+        pairs += list(more.items())
+        pairs += [("arg", word) for word in words[1:]]
+        pairs += [("env", f"{name}={value}") for name, value in (env or {}).items()]
+        fields = [part.encode("utf-8", "surrogateescape") for pair in pairs for part in pair]
+        return Shown(self.ask({"request": write_fields(fields)}))
+
+    def __call__(self, *words: str, **more: Any) -> Shown:
+        return self.shim(*words, **more)
+
+
+@contextlib.contextmanager
+def query_process(db: Path, where: Path) -> Iterator[tuple[Asker, subprocess.Popen[bytes]]]:
+    path = where / "query.sock"
+    words = [sys.executable, "-m", "pilotq.query", "--db", str(db), "--socket", str(path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            yield Asker(str(path)), process
+        finally:
+            process.stdin.close()
+            process.wait(10)

@@ -1,0 +1,71 @@
+"""What the tests of the store write into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from pilotq.core.records import ClusterAdded, Note, NoteAdded, Record, TaskRows, TasksLeft
+from pilotq.model import STDOUT, ClusterBody, Description, Facts, Outcome, OutputFile, State
+from pilotq.store import Loaded
+from pilotq.store.sqlite import SqliteStore
+
+pack = msgspec.msgpack.encode
+
+
+def cluster(number: int, count: int = 1, **more: object) -> ClusterAdded:
+    values: dict[str, object] = {
+        "cluster": number,
+        "owner": "alice",
+        "key": "",
+        "count": count,
+        "priority": 0,
+        "submitted_at": 1700000000.25,
+        "body": pack(ClusterBody(owner="alice", iwd="/home/alice")),
+        "description": pack(Description(argv=["condor_exec.exe"])),
+        "deltas": [],
+        "digests": [],
+    }
+    return ClusterAdded(**{**values, **more})  # type: ignore[arg-type]
+
+
+def facts(**values: object) -> bytes:
+    return pack(Facts(**values))  # type: ignore[arg-type]
+
+
+def rows(number: int, procs: list[int], state: State, attempt: int = 1, **values: object) -> TaskRows:
+    size = len(procs)
+    return TaskRows(number, procs, [state] * size, [attempt] * size, [facts(**values)] * size)
+
+
+def left(number: int, procs: list[int], state: State = State.DONE, **values: object) -> TasksLeft:
+    size = len(procs)
+    values.setdefault("outcome", Outcome.OK)
+    return TasksLeft(number, procs, [state] * size, [1] * size, [facts(**values)] * size, 1700000100.5)
+
+
+def note(n: int, number: int, proc: int = 0, *, final: bool = False) -> NoteAdded:
+    outputs = [OutputFile(STDOUT, 3, 0o644, b"hi\n")] if final else []
+    return NoteAdded(Note(n, 5, number, proc, 1, 1700000100.5, outputs=outputs, attempt=1, final=final))
+
+
+def started(path: Path, *commits: list[Record], ballast_bytes: int = 1 << 20) -> SqliteStore:
+    """A store with these commits in it."""
+    store = SqliteStore(ballast_bytes)
+    store.open(path)
+    for records in commits:
+        store.commit(records)
+    return store
+
+
+def tasks(loaded: Loaded) -> dict[tuple[int, int], tuple[int, int]]:
+    """State and attempt of every live or ended task that has a row."""
+    found = {}
+    for live in loaded.clusters:
+        for proc, state, attempt in zip(live.procs, live.states, live.attempts, strict=True):
+            found[live.cluster, proc] = (state, attempt)
+        for proc, state in zip(live.left, live.left_states, strict=True):
+            assert (live.cluster, proc) not in found
+            found[live.cluster, proc] = (state, -1)
+    return found

@@ -1,0 +1,197 @@
+"""Sockets: who is let in, and that nobody is when the authenticator is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from pilotq import keys
+from pilotq.errors import InternalError, UserError
+from pilotq.link import Dialer, Listener, new_socket, prove_closed, watch_authenticator
+
+
+class Server:
+    """A listener with its authenticator, and what came to it."""
+
+    def __init__(self, home: Path) -> None:
+        self.context: Any = zmq.Context()
+        self.pair = keys.make_keys(home)
+        self.token = keys.read_token(home / "worker.token", "worker")
+        self.authenticator = keys.Authenticator(self.context)
+        self.authenticator.allowed = keys.authorized(home)
+        self.got: list[tuple[bytes, str, list[bytes]]] = []
+        self.lost: list[bytes] = []
+        self.came = asyncio.Event()
+        self.listener = Listener(self.context, self.pair, self._on_batch, self.lost.append)
+        self.port = self.listener.bind("127.0.0.1", 0)
+        self.dialers: list[Dialer] = []
+
+    def start(self) -> None:
+        watch_authenticator(self.authenticator)
+        self.listener.start()
+
+    def _on_batch(self, peer: bytes, user: str, frames: list[bytes]) -> None:
+        self.got.append((peer, user, frames))
+        self.came.set()
+
+    def dial(self, token: keys.Token, on_batch: Callable[[list[bytes]], None], on_lost: Callable[[], None]) -> Dialer:
+        dialer = Dialer(self.context, f"tcp://127.0.0.1:{self.port}", self.pair.public, token, on_batch, on_lost)
+        dialer.start()
+        self.dialers.append(dialer)
+        return dialer
+
+    def close(self) -> None:
+        for dialer in self.dialers:
+            dialer.close()
+        self.listener.close()
+        with contextlib.suppress(zmq.ZMQError):
+            self.authenticator.close()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    found = Server(tmp_path)
+    yield found
+    found.close()
+
+
+def stranger(server: Server) -> keys.Token:
+    pair = keys.new_pair()
+    return keys.Token("worker", "site", pair.public, pair.secret, server.token.master, server.token.foreman)
+
+
+async def test_a_batch_there_and_back(server: Server) -> None:
+    server.start()
+    back: list[list[bytes]] = []
+    answered = asyncio.Event()
+
+    def on_batch(frames: list[bytes]) -> None:
+        back.append(frames)
+        answered.set()
+
+    dialer = server.dial(server.token, on_batch, lambda: None)
+    dialer.send(b"", b"one")
+    dialer.send(b"s", b"two")
+    dialer.flush()
+    await asyncio.wait_for(server.came.wait(), 5)
+    peer, user, frames = server.got[0]
+    assert user == "worker:site", "the role comes from the key"
+    assert frames == [b"", b"one", b"s", b"two"]
+    server.listener.send(peer, b"", b"answer")
+    server.listener.flush()
+    await asyncio.wait_for(answered.wait(), 5)
+    assert back == [[b"", b"answer"]]
+
+
+async def test_a_strange_key_gets_nothing(server: Server) -> None:
+    server.start()
+    refused = asyncio.Event()
+    dialer = server.dial(stranger(server), lambda frames: None, refused.set)
+    dialer.send(b"", b"let me in")
+    dialer.flush()
+    await asyncio.wait_for(refused.wait(), 5)
+    assert not server.got
+    assert server.authenticator.refused
+
+
+async def test_no_key_gets_nothing(server: Server) -> None:
+    server.start()
+    socket = new_socket(server.context, zmq.DEALER)
+    try:
+        socket.connect(f"tcp://127.0.0.1:{server.port}")
+        socket.send_multipart([b"", b"let me in"])
+        await prove_closed(server.context, server.port, server.pair.public)
+        assert not server.got
+    finally:
+        socket.close()
+
+
+async def test_raw_bytes_get_nothing_and_disturb_nobody(server: Server) -> None:
+    server.start()
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET / HTTP/1.1\r\n\r\n" * 100)
+    dialer = server.dial(server.token, lambda frames: None, lambda: None)
+    dialer.send(b"", b"hello")
+    dialer.flush()
+    await asyncio.wait_for(server.came.wait(), 5)
+    assert [frames for _, _, frames in server.got] == [[b"", b"hello"]]
+    writer.close()
+
+
+async def test_nobody_gets_in_when_the_authenticator_is_gone(server: Server) -> None:
+    server.start()
+    server.authenticator.close()
+    lost = asyncio.Event()
+    known = server.dial(server.token, lambda frames: None, lost.set)
+    known.send(b"", b"I have a key of yours")
+    known.flush()
+    unknown = server.dial(stranger(server), lambda frames: None, lost.set)
+    unknown.send(b"", b"I have none")
+    unknown.flush()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(server.came.wait(), 1.0)
+    assert not server.got
+
+
+async def test_the_self_test_refuses_an_open_port(server: Server) -> None:
+    server.authenticator.close()
+    open_socket = new_socket(server.context, zmq.ROUTER)
+    try:
+        open_socket.bind("tcp://127.0.0.1:*")
+        port = int(open_socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        with pytest.raises(InternalError, match="does not refuse"):
+            await prove_closed(server.context, port, server.pair.public, timeout_s=1.0)
+    finally:
+        open_socket.close()
+
+
+async def test_an_occupied_port_is_one_clear_line(server: Server) -> None:
+    other = Listener(server.context, server.pair, server._on_batch, server.lost.append)
+    try:
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+            other.bind("127.0.0.1", server.port)
+    finally:
+        other.close()
+
+
+async def test_a_peer_that_is_gone_is_told(server: Server) -> None:
+    server.start()
+    dialer = server.dial(server.token, lambda frames: None, lambda: None)
+    dialer.send(b"", b"hello")
+    dialer.flush()
+    await asyncio.wait_for(server.came.wait(), 5)
+    peer = server.got[0][0]
+    dialer.close()
+    for _ in range(500):
+        server.listener.send(peer, b"", b"are you there?")
+        server.listener.flush()
+        if server.lost:
+            break
+        await asyncio.sleep(0.01)
+    assert server.lost == [peer]
+
+
+def test_tokens_are_private_and_for_their_role(tmp_path: Path) -> None:
+    keys.make_keys(tmp_path)
+    path = tmp_path / "worker.token"
+    assert path.stat().st_mode & 0o777 == 0o600
+    token = keys.read_token(path, "worker")
+    assert token.secret not in repr(token)
+    with pytest.raises(UserError, match="token for a worker"):
+        keys.read_token(path, "foreman")
+    path.chmod(0o644)
+    with pytest.raises(UserError, match="read by others"):
+        keys.read_token(path, "worker")
+    with pytest.raises(UserError, match="no worker token"):
+        keys.read_token(tmp_path / "missing", "worker")
+    path.chmod(0o600)
+    path.write_text("rubbish")
+    with pytest.raises(UserError, match="is not a token"):
+        keys.read_token(path, "worker")
