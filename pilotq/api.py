@@ -53,7 +53,12 @@ class Office(Protocol):
     def drain(self, on: bool) -> None: ...
     def is_empty(self) -> bool: ...
     def status(self) -> dict[str, Any]: ...
-    def clusters(self, ids: list[int]) -> Awaitable[list[dict[str, Any]]]: ...
+    def clusters(self, ids: list[int]) -> tuple[list[dict[str, Any]], list[int]]:
+        """Of live clusters (all, without ids); ids of others."""
+
+    def head_facts(self, whole: bool) -> dict[str, Any]:
+        """What only the master knows and the query process needs; `whole`: with all workers."""
+
     def query(self, message: dict[str, Any]) -> AsyncIterator[bytes]: ...
     async def keep_file(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
     def refusal(self) -> str:
@@ -195,18 +200,27 @@ class Api:
             if isinstance(wanted, tuple):
                 selection.append(wanted)
                 continue
-            frames = [frame async for frame in self.office.query({"select": wanted})]
-            answer = msgspec.msgpack.decode(b"".join(frames))
-            if isinstance(answer, dict):
-                return Reply(err=f"{request.tool}: {answer['error']}\n", exit=1)
-            selection += [(cluster, proc) for cluster, proc in answer]
+            try:
+                found = await self.ask({"select": wanted, "facts": self.office.head_facts(False)})
+            except PilotqError as error:
+                return Reply(err=f"{request.tool}: {error.line()}\n", exit=1)
+            selection += [(cluster, proc) for cluster, proc in found]
         results = await self.office.act(action.verb, selection, action.reason, action.subcode) if selection else []
         return actions.acted(action, [(cluster, proc, result) for cluster, proc, result in results], was_empty)
 
+    async def ask(self, question: dict[str, Any]) -> Any:
+        """A value from the query process.
+
+        Raises: UserError with what it said instead of one.
+        """
+        answer = msgspec.msgpack.decode(b"".join([frame async for frame in self.office.query(question)]))
+        if isinstance(answer, dict) and "error" in answer:
+            raise UserError(answer["error"], exit_code=answer.get("exit", 1))
+        return answer
+
     async def _relay(self, http: web.Request, tool: str, data: bytes) -> web.StreamResponse:
         response = web.StreamResponse()
-        status = self.office.status() if tool == "condor_status" else {"schedd_name": self.office.site.schedd_name}
-        frames = self.office.query({"request": data, "facts": status})
+        frames = self.office.query({"request": data, "facts": self.office.head_facts(tool == "condor_status")})
         started = False
         async for frame in frames:
             if not started:
@@ -232,11 +246,11 @@ class Api:
 
     async def on_clusters(self, http: web.Request) -> web.Response:
         ids = [int(word) for word in http.query.get("ids", "").split(",") if word.isdigit()]
-        return web.json_response(await self.office.clusters(ids))
+        live, missing = self.office.clusters(ids)
+        return web.json_response(live + (await self.ask({"clusters": missing}) if missing else []))
 
     async def on_tasks(self, http: web.Request) -> web.Response:
-        frames = [frame async for frame in self.office.query({"tasks": dict(http.query)})]
-        return web.json_response(msgspec.msgpack.decode(b"".join(frames)))
+        return web.json_response(await self.ask({"tasks": dict(http.query)}))
 
     async def on_act(self, http: web.Request) -> web.Response:
         body = await http.json()
@@ -261,15 +275,17 @@ class Api:
 
 
 @web.middleware
-async def _lines(http: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+async def _lines(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     """Let in whom we know; turn every error into one line."""
-    transport_socket = http.transport.get_extra_info("socket") if http.transport else None
+    transport_socket = request.transport.get_extra_info("socket") if request.transport else None
     if transport_socket is not None:
         _, uid, _ = struct.unpack("3i", transport_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (0, os.geteuid()):
             return web.Response(status=403, text="this pool belongs to another account; ask its owner\n")
     try:
-        return await handler(http)
+        return await handler(request)
     except web.HTTPException:
         raise
     except UnavailableError as error:
@@ -277,7 +293,7 @@ async def _lines(http: web.Request, handler: Callable[[web.Request], Awaitable[w
     except PilotqError as error:
         return web.Response(status=400, body=raw(error.line() + "\n"))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        if http.path.startswith("/v1"):
+        if request.path.startswith("/v1"):
             return web.Response(status=400, text=f"not a request of the API: {error!r}\n")
         log.exception("a request failed")
         return web.Response(status=500, text="internal error of pilotq, see the master's log\n")

@@ -96,6 +96,9 @@ class Engine:
         try:
             for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
                 self._waiting.append(self.core.handle(self._inbox.popleft(), now))
+            wakeup = self.core.next_wakeup()
+            if wakeup is not None and wakeup <= now.boot:
+                self._waiting.append(self.core.handle(self._tick, now))
             self._pump()
         except Exception as error:
             self._fail(error)
@@ -142,14 +145,7 @@ class Engine:
         delay = IDLE_TURN_S if wakeup is None else min(max(wakeup - now.boot, 0.0), IDLE_TURN_S)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(delay, self._wake)
-
-    def _wake(self) -> None:
-        wakeup = self.core.next_wakeup()
-        if wakeup is not None and wakeup <= time.clock_gettime(time.CLOCK_BOOTTIME):
-            self.put(self._tick)
-        else:
-            self._schedule()
+        self._timer = self.loop.call_later(delay, self._schedule)
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run something in the store's thread, between two commits."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -215,16 +215,18 @@ class Dialer(_Link):
             super().close()
 
 
-def watch_authenticator(authenticator: keys.Authenticator) -> None:
-    """Answer ZAP questions in the running loop."""
+@contextlib.contextmanager
+def serving(authenticator: keys.Authenticator) -> Iterator[keys.Authenticator]:
+    """Answer ZAP questions in the running loop; closes the authenticator at the end."""
     loop = asyncio.get_running_loop()
-
-    def readable() -> None:
-        if not authenticator.socket.closed:
-            authenticator.answer()
-
-    loop.add_reader(int(authenticator.socket.getsockopt(zmq.FD)), readable)
-    readable()
+    descriptor = int(authenticator.socket.getsockopt(zmq.FD))
+    loop.add_reader(descriptor, authenticator.answer)
+    authenticator.answer()
+    try:
+        yield authenticator
+    finally:
+        loop.remove_reader(descriptor)
+        authenticator.close()
 
 
 async def prove_closed(context: Any, port: int, server: str, timeout_s: float = 5.0) -> None:

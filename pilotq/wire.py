@@ -44,7 +44,7 @@ class Hello(_Message, frozen=True):
     """First message of a session, and the answer to `AskInventory`: who I am and all I hold."""
 
     protocol: int
-    #: What the master called this worker before; "" the first time.
+    #: Its name, of its own making: host, pid and a nonce, so that it is known to its successor before anybody else.
     worker: str
     #: Counts this worker's sessions; an older route is never believed over a newer one.
     generation: int
@@ -150,7 +150,6 @@ class Chunk(_Message, frozen=True):
 class Welcome(_Message, frozen=True):
     """The answer to `Hello`."""
 
-    worker: str
     lease_s: float
     beat_s: float
     #: Generation this answers.

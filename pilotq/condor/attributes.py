@@ -14,13 +14,16 @@ from pilotq.condor.jobad import POLICY_ATTRIBUTES
 from pilotq.condor.keywords import NOT_YET, NOTHING, PLAIN, REFUSED, Kind
 from pilotq.condor.lexer import SubmitError, shown
 from pilotq.condor.macro_functions import calculate
+from pilotq.condor.transfers import should_transfer
 from pilotq.errors import UserError
 from pilotq.model import Resources
 from pilotq.units import parse_duration
 
 _UNIVERSES = {"vanilla": 5, "5": 5, "grid": 9, "9": 9}
-_OTHER_UNIVERSES = frozenset("container docker java local mpi parallel scheduler vm pvm globus 7 8 10 11 12 13".split())
+_OTHER_UNIVERSES = frozenset(["container", "docker", "java", "local", "parallel", "scheduler", "vm"])
+_OTHER_NUMBERS = frozenset(["7", "8", "10", "11", "12", "13"])
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:([KMGTP])B?)?", re.IGNORECASE)
+_WORD = re.compile(r"[a-z_]\w*", re.ASCII)
 _AMOUNT_MAX = 1 << 40
 _POWERS = {"K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 #: Source: signal(7).
@@ -28,6 +31,7 @@ _SIGNALS = {
     "SIGHUP": 1, "SIGINT": 2, "SIGQUIT": 3, "SIGABRT": 6, "SIGKILL": 9, "SIGUSR1": 10, "SIGSEGV": 11, "SIGUSR2": 12,
     "SIGPIPE": 13, "SIGALRM": 14, "SIGTERM": 15, "SIGCONT": 18, "SIGSTOP": 19, "SIGTSTP": 20, "SIGXCPU": 24,
 }  # fmt: skip
+_SIGNAL_NAMES = {number: name for name, number in _SIGNALS.items()}
 _NOTIFICATIONS = {"never": 0, "always": 1, "complete": 2, "error": 3}
 _LEASE_S_MIN = 20
 #: Policies that say what happens without them.
@@ -41,7 +45,7 @@ def on_universe(job: Job, parts: Parts) -> None:
     if number is None:
         if name in ("standard", "1"):
             raise SubmitError("'Standard' is not a supported universe.")
-        if name in _OTHER_UNIVERSES:
+        if name in _OTHER_UNIVERSES | _OTHER_NUMBERS:
             raise SubmitError(f"the universe {name} is not supported by pilotq yet: use vanilla")
         raise SubmitError(f"I don't know about the '{shown(name)}' universe.")
     parts.ad["JobUniverse"] = str(number)
@@ -53,9 +57,8 @@ def on_universe(job: Job, parts: Parts) -> None:
     for key in job.macros.table:
         if key in REFUSED and job.get(key).lower() not in NOTHING:
             raise SubmitError(f"{key} is not supported by pilotq yet")
-        if key in NOT_YET:
-            if job.get(key).lower() not in NOTHING:
-                job.warn(f"{key} is kept, but pilotq does not act on it yet: {NOT_YET[key]}")
+        if key in NOT_YET and job.get(key).lower() not in NOTHING:
+            job.warn(f"{key} is kept, but pilotq does not act on it yet: {NOT_YET[key]}")
 
 
 # ---- resources and limits --------------------------------------------------------------------------------------
@@ -164,11 +167,10 @@ def _signal(job: Job, parts: Parts, keyword: str, attribute: str) -> int | None:
     text = job.known(keyword, attribute.lower()).upper()
     if not text:
         return None
-    names = {number: name for name, number in _SIGNALS.items()}
     number = int(text) if text.isascii() and text.isdigit() else _SIGNALS.get("SIG" + text.removeprefix("SIG"), 0)
     if not 0 < number < 65:
         raise SubmitError(f"invalid signal {shown(text)}")
-    parts.ad[attribute] = quote(names.get(number, str(number)))
+    parts.ad[attribute] = quote(_SIGNAL_NAMES.get(number, str(number)))
     return number
 
 
@@ -228,11 +230,16 @@ def on_matching(job: Job, parts: Parts) -> None:
         job.warn(f"rank is kept, but not used for matching yet: {shown(rank)}")
     parts.ad["Rank"] = job.expression("Rank", rank) if rank else "0.0"
     clauses = [f"({wanted})"] if wanted else []
-    lower = wanted.lower()
-    for words, clause in _clauses(job):
-        if not any(re.search(rf"\b{word}\b", lower) for word in words):
-            clauses.append(clause)
+    mentioned = frozenset(_WORD.findall(wanted.lower()))
+    clauses += [clause for words, clause in _clauses(job) if mentioned.isdisjoint(words)]
     parts.ad["Requirements"] = " && ".join(clauses)
+
+
+_SHARES = {
+    True: "(TARGET.HasFileTransfer)",
+    False: "(TARGET.FileSystemDomain == MY.FileSystemDomain)",
+    None: "((TARGET.FileSystemDomain == MY.FileSystemDomain) || (TARGET.HasFileTransfer))",
+}
 
 
 def _clauses(job: Job) -> list[tuple[tuple[str, ...], str]]:
@@ -240,16 +247,15 @@ def _clauses(job: Job) -> list[tuple[tuple[str, ...], str]]:
     clauses: list[tuple[tuple[str, ...], str]] = [
         (("arch",), f"(TARGET.Arch == {quote(job.site.arch)})"),
         (("opsys", "opsysver", "opsysandver", "opsysmajorver"), f"(TARGET.OpSys == {quote(job.site.opsys)})"),
-        (("disk",), "(TARGET.Disk >= RequestDisk)"),
-        (("memory",), "(TARGET.Memory >= RequestMemory)"),
+        (("requestdisk",), "(TARGET.Disk >= RequestDisk)"),
+        (("requestmemory",), "(TARGET.Memory >= RequestMemory)"),
     ]
-    if job.get("request_cpus", "requestcpus") not in ("", "1"):
+    if job.get("request_cpus", "requestcpus") not in ("", "0", "1", "undefined"):
         clauses.append((("cpus",), "(TARGET.Cpus >= RequestCpus)"))
     if job.get("request_gpus", "requestgpus") not in ("", "0"):
         clauses.append((("gpus",), "(TARGET.GPUs >= RequestGPUs)"))
     if job.get("universe", "jobuniverse").lower() not in ("grid", "9"):
-        share = "((TARGET.FileSystemDomain == MY.FileSystemDomain) || (TARGET.HasFileTransfer))"
-        clauses.append((("filesystemdomain", "hasfiletransfer"), share))
+        clauses.append((("filesystemdomain", "hasfiletransfer"), _SHARES[should_transfer(job)]))
     return clauses
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pilotq.condor.expressions import quote
 from pilotq.condor.jobad import CONDOR_VERSION
 from pilotq.condor.lexer import SubmitError, shown
 from pilotq.condor.macro_functions import calculate, known
@@ -32,7 +31,7 @@ class Site:
     arch: str = "X86_64"
     opsys: str = "LINUX"
     #: Of tasks that do not say what they need.
-    needs: Resources = Resources()
+    needs: Resources = field(default_factory=Resources)
     #: Of tasks that name none; 0: no limit.
     wall_time_s: float = 0
     #: Put before every payload, and its file.
@@ -67,6 +66,8 @@ class Job:
         #: Directories and roles whose writability was asked.
         self.asked: set[tuple[str, str]] = set()
         self.imported: dict[str, dict[str, str]] = {}
+        #: Values without macros, by the names they were asked for.
+        self._constant: dict[tuple[str, ...], str] = {}
 
     def warn(self, sentence: str) -> None:
         """Once, however many procs it is true of."""
@@ -74,16 +75,30 @@ class Job:
 
     def get(self, *names: str) -> str:
         """The first of these keywords, in lower case, that has a value; ""."""
-        macros = self.macros
+        found = self._constant.get(names)
+        if found is not None:
+            return found
+        table = self.macros.table
+        constant = True
+        value = ""
         for name in names:
-            raw = macros.raw(name)
-            if raw:
-                value = macros.expand(raw).strip()
+            entry = table.get(name)
+            if entry is not None and entry.value:
+                value = entry.value
+                if "$" in value:
+                    constant = False
+                    value = self.macros.expand(value).strip()
                 if value:
-                    if "$$(" in value:
-                        raise SubmitError(f"$$() is not supported by pilotq yet: {name} = {shown(value)}")
-                    return value
-        return ""
+                    break
+        if constant:
+            self._constant[names] = value
+        elif "$$(" in value:
+            raise SubmitError(f"$$() is not supported by pilotq yet: {names[0]} = {shown(value)}")
+        return value
+
+    def begin(self) -> None:
+        """Before the jobs of a queue statement: definitions may have changed."""
+        self._constant = {}
 
     def known(self, *names: str) -> str:
         """Like `get`, for what must be known now.
@@ -91,7 +106,7 @@ class Job:
         Raises: NeedsProc.
         """
         value = self.get(*names)
-        return known(value, names[0]) if value else value
+        return known(value, names[0]) if "\x00" in value else value
 
     def flag(self, default: bool, *names: str) -> bool:
         value = self.known(*names)
@@ -131,7 +146,7 @@ class Job:
         Raises: SubmitError when it is no string.
         """
         value = self.get("my." + name.lower())
-        if not value:
+        if not value or value.lower() == "undefined":
             return None
         if len(value) < 2 or value[0] != '"' or value[-1] != '"':
             raise SubmitError(f'{name} must be a quoted string: +{name} = "{shown(value)}"')

@@ -9,7 +9,6 @@ Source: HTCondor manual, job ClassAd attributes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import lru_cache
@@ -78,6 +77,17 @@ def body_of(packed: bytes, delta: bytes = b"") -> ClusterBody:
     return msgspec.structs.replace(body, **changes)
 
 
+def facts_of(packed: bytes) -> Facts:
+    """Unpacked facts; those of a task nobody touched when there are none.
+
+    A damaged record must not hide all other tasks: its task is shown without facts, and a reason that says so.
+    """
+    try:
+        return _decode_facts.decode(packed) if packed else _NEW
+    except msgspec.MsgspecError:
+        return Facts(reason="its record in the store is damaged, see `pilotq store check`")
+
+
 class Common:
     """What the ads of a cluster (or of one job with a delta) have in common: the part made from the body."""
 
@@ -96,7 +106,7 @@ class Common:
     def _set(self, attributes: dict[str, str]) -> None:
         marked = set(self.marked)
         for name, text in attributes.items():
-            lower = sys.intern(name.lower())
+            lower = _lowered(name)
             written = self.texts[lower][0] if lower in self.texts else name
             filled = text.replace(CLUSTER_MARK, str(self.cluster))
             self.texts[lower] = _shared(written, filled)
@@ -127,6 +137,11 @@ class Common:
 #: Most clusters of a submitter differ in few attributes; the others are kept once.
 _SHARED_MAX = 50_000
 _kept: dict[tuple[str, str], tuple[str, str]] = {}
+
+
+@lru_cache(4096)
+def _lowered(name: str) -> str:
+    return name.lower()
 
 
 def _shared(name: str, text: str) -> tuple[str, str]:
@@ -234,7 +249,7 @@ class Job:
     @property
     def facts(self) -> Facts:
         if self._facts is None:
-            self._facts = _decode_facts.decode(self._packed) if self._packed else _NEW
+            self._facts = facts_of(self._packed)
         return self._facts
 
     @property

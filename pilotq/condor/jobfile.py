@@ -23,12 +23,13 @@ def job_file(body: ClusterBody, site: Site) -> str:
         "QDate": str(int(body.submitted_at)),
         "GlobalJobId": quote(f"{site.schedd_name}#{CLUSTER_MARK}.{PROC_MARK}#{int(body.submitted_at)}"),
     }
-    lines = {name: line(name, text) for name, text in attributes.items() if len(text) <= _VALUE_LONGEST}
-    return "".join(lines[name] for name in sorted(lines, key=str.lower))
+    lines = [line(name, text) for name, text in attributes.items() if len(text) <= _VALUE_LONGEST]
+    lines.sort(key=str.lower)
+    return "".join(lines)
 
 
 def line(name: str, text: str) -> str:
-    return f"{name} = {text.replace(chr(10), ' ')}\n"
+    return f"{name} = {text}\n" if "\n" not in text else f"{name} = {text.replace(chr(10), ' ')}\n"
 
 
 def patched(job_ad: str, changes: dict[str, str]) -> str:
@@ -36,4 +37,4 @@ def patched(job_ad: str, changes: dict[str, str]) -> str:
     lines = {entry.partition(" = ")[0]: entry + "\n" for entry in job_ad.split("\n") if entry}
     for name, text in changes.items():
         lines[name] = line(name, text)
-    return "".join(lines[name] for name in sorted(lines, key=str.lower))
+    return "".join(sorted(lines.values(), key=str.lower))

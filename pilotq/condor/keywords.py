@@ -21,6 +21,10 @@ class Kind(Enum):
     NAMES = auto()
 
 
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 #: Keyword -> attribute, for those that are an attribute and nothing else. The attribute's name is accepted as well.
 _PLAIN: dict[Kind, dict[str, str]] = {
     Kind.STRING: {
@@ -94,15 +98,16 @@ PLAIN: dict[str, tuple[str, Kind]] = {
 }
 
 #: What would change how or where a job runs, or was asked for to keep a secret: refused when given.
-REFUSED: dict[str, str] = dict.fromkeys(
-    "checkpoint_exit_code checkpoint_destination transfer_checkpoint_files container_image docker_image cron_minute "
-    "cron_hour cron_day_of_month cron_month cron_day_of_week deferral_time deferral_window deferral_prep_time "
-    "encrypt_execute_directory encrypt_input_files encrypt_output_files interactive_executable jar_files java_vm_args "
-    "machine_count node_count nodecount manifest noop_job noop_job_exit_code noop_job_exit_signal output_destination "
-    "output_directory public_input_files remote_initialdir shell skip_if_dataflow suspend_job_at_exec tool_daemon_cmd "
-    "transfer_plugins use_oauth_services useoauthservices vm_type want_io_proxy common_input_files "
-    "primary_unix_group".split(),
-    "",
+REFUSED = frozenset(
+    _words(
+        "checkpoint_exit_code checkpoint_destination transfer_checkpoint_files container_image docker_image "
+        "cron_minute cron_hour cron_day_of_month cron_month cron_day_of_week deferral_time deferral_window "
+        "deferral_prep_time encrypt_execute_directory encrypt_input_files encrypt_output_files "
+        "interactive_executable jar_files java_vm_args machine_count node_count nodecount manifest noop_job "
+        "noop_job_exit_code noop_job_exit_signal output_destination output_directory public_input_files "
+        "remote_initialdir shell skip_if_dataflow suspend_job_at_exec tool_daemon_cmd transfer_plugins "
+        "use_oauth_services useoauthservices vm_type want_io_proxy common_input_files primary_unix_group"
+    )
 )
 #: Values of these that ask for nothing.
 NOTHING = frozenset({"", "0", "1", "false", "no", "f", "undefined"})
@@ -132,7 +137,7 @@ NOT_YET = {
 }
 
 #: All others that are no typing errors: read somewhere in `pilotq.condor`, or without a meaning here.
-_OTHERS = (
+_OTHERS = _words(
     "allow_arguments_v1 allow_environment_v1 args arguments arguments2 batch_extra_submit_args batch_name "
     "batch_runtime buffer_block_size buffer_files buffer_size cmd compress_files copy_to_spool cpus "
     "delegate_job_gsi_credentials_lifetime dont_encrypt_input_files dont_encrypt_output_files env environment "
@@ -148,7 +153,7 @@ _OTHERS = (
     "transfer_output_files transfer_output_remaps transferinput transferinputfiles transferoutput "
     "transferoutputfiles transferoutputremaps universe use_scitoken use_scitokens use_x509userproxy userlog "
     "want_ads want_job_networking want_remote_updates when_to_transfer_output whentotransferoutput"
-).split()
+)
 #: Every keyword in lower case.
 KNOWN = frozenset([*PLAIN, *REFUSED, *NOT_YET, *_OTHERS])
 _FAMILIES = ("my.", "request_", "require_", "arc_", "aws_", "azure_", "cloud_label_", "ec2_", "gce_", "vm_", "xen_")

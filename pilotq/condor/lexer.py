@@ -75,14 +75,19 @@ _KEY = r"(\+?)((?:[\w.]|\$\([\w.]+\))+)"
 _ASSIGN = re.compile(_KEY + r"\s*=\s*(.*)", re.ASCII | re.DOTALL)
 _COMPARISON = re.compile(r"[\w.]+\s*=[=?!]", re.ASCII)
 _BLOCK = re.compile(_KEY + r"\s*@=\s*(\w+)", re.ASCII)
+_PARENS = re.compile(r"[()]")
 _LONGEST_SHOWN = 80
 
 
-def shown(text: str) -> str:
+def shown(text: str, longest: int = _LONGEST_SHOWN) -> str:
     """User's text as it may stand in a message: one line, printable, not too long."""
     text = text.replace(PROC_MARK, "$(Process)").replace(CLUSTER_MARK, "$(Cluster)")
-    clean = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in text)
-    return clean if len(clean) <= _LONGEST_SHOWN else clean[: _LONGEST_SHOWN - 3] + "..."
+    clean = "".join(c if c.isprintable() else "?" for c in text[: longest + 1])
+    return clean if len(clean) <= longest else clean[: longest - 3] + "..."
+
+
+def shown_path(path: str) -> str:
+    return shown(path, 4096)
 
 
 def statements(text: str, name: str) -> Iterator[Statement]:
@@ -94,6 +99,10 @@ def statements(text: str, name: str) -> Iterator[Statement]:
         raise SubmitError(f"{shown(name)} is not a submit description: it holds binary data")
     lines = _Lines(text.removeprefix("\ufeff").split("\n"))
     for number, line in lines:
+        assign = _ASSIGN.fullmatch(line)
+        if assign:
+            yield Assign(number, "MY." + assign[2] if assign[1] else assign[2], assign[3])
+            continue
         queue = _QUEUE.match(line)
         if queue:
             yield _queue(line[queue.end() :], lines, name, number)
@@ -101,10 +110,6 @@ def statements(text: str, name: str) -> Iterator[Statement]:
         directive = _DIRECTIVE.match(line)
         if directive:
             yield Directive(number, (directive[1] or directive[2]).lower(), line[directive.end() :].strip(BLANKS))
-            continue
-        assign = _ASSIGN.fullmatch(line)
-        if assign:
-            yield Assign(number, "MY." + assign[2] if assign[1] else assign[2], assign[3])
             continue
         block = _BLOCK.fullmatch(line)
         if block:
@@ -115,9 +120,15 @@ def statements(text: str, name: str) -> Iterator[Statement]:
 
 
 def _queue(text: str, lines: _Lines, name: str, number: int) -> Queue:
-    if text.count("(") <= text.count(")"):
+    opened: list[int] = []
+    for match in _PARENS.finditer(text):
+        if match[0] == "(":
+            opened.append(match.start())
+        elif opened:
+            opened.pop()
+    if not opened:
         return Queue(number, text, None)
-    before, _, first = text.partition("(")
+    before, first = text[: opened[0]], text[opened[0] + 1 :]
     items = [first.strip(BLANKS)] if first.strip(BLANKS) else []
     return Queue(number, before, items + [item for item in lines.until(")", name, number) if item and item[0] != "#"])
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pilotq.condor.lexer import SubmitError, shown
-from pilotq.model import CLUSTER_MARK, PROC_MARK
+from pilotq.model import CLUSTER_MARK
 
 _FILE_LETTERS = frozenset("fpdnxbqawu")
 _ARITHMETIC_LONGEST = 200
@@ -25,21 +25,26 @@ _FORMAT = re.compile(r"(?:[^%]|%%)*%[-+ 0#]*[0-9]{0,3}(?:\.[0-9]{1,3})?(?:l{0,2}
 Number = int | float
 
 
-class NeedsProc(Exception):
+class NeedsProc(Exception):  # noqa: N818 - it is no error
     """This needs the number that a mark stands for."""
 
 
 def known(value: str, what: str) -> str:
     """A value that must be known while the submit file is read.
 
-    Raises: NeedsProc when it holds the mark of the proc; SubmitError when it holds that of the cluster.
+    Raises: NeedsProc when it holds a mark that stands for more than one value; SubmitError when it holds that of the
+        cluster.
     """
     if "\x00" in value:
-        if PROC_MARK in value:
+        if is_open(value):
             raise NeedsProc
-        if CLUSTER_MARK in value:
-            raise SubmitError(f"$(Cluster) cannot be used in {what}: the number is given when the job is accepted")
+        raise SubmitError(f"$(Cluster) cannot be used in {what}: the number is given when the job is accepted")
     return value
+
+
+def is_open(value: str) -> bool:
+    """Whether a value differs between procs: it holds a mark other than that of the cluster."""
+    return "\x00" in value.replace(CLUSTER_MARK, "")
 
 
 class Scope(Protocol):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pilotq.condor import macro_functions
-from pilotq.condor.lexer import SubmitError, shown
+from pilotq.condor.lexer import BLANKS, SubmitError, shown
 from pilotq.condor.macro_functions import known
 
 VALUE_BYTES_MAX = 8 << 20
@@ -26,9 +26,9 @@ _FUNCTION = re.compile(r"([A-Z_]+[a-z]*)\(")
 
 
 class Reference(NamedTuple):
-    """`$(name:default)`; the name may itself hold references."""
+    """`$(name:default)`; a name that itself holds references is a template."""
 
-    name: Template
+    name: str | Template
     default: Template | None
 
 
@@ -113,7 +113,8 @@ def _reference(text: str, start: int) -> tuple[Reference | None, int]:
     end = _closing(text, position)
     if not name or end < 0 or (text[position] != ":" and end != position):
         return None, -1
-    return Reference(tuple(name), parse(text[position + 1 : end]) if text[position] == ":" else None), end
+    whole = name[0] if len(name) == 1 and isinstance(name[0], str) else tuple(name)
+    return Reference(whole, parse(text[position + 1 : end]) if text[position] == ":" else None), end
 
 
 class Macros:
@@ -140,6 +141,7 @@ class Macros:
     def define(self, key: str, value: str, line: int = 0) -> None:
         """A later definition replaces an earlier one, which the later may refer to by its own name."""
         name = key.lower()
+        value = value.strip(BLANKS)
         if "$(" in value:
             before = self.table.get(name)
             text = before.value if before else ""
@@ -152,11 +154,6 @@ class Macros:
         """Before the values of a section are asked for: makes random macros repeatable, forgets what was touched."""
         self._draws = 0
         self.touched = set()
-
-    def raw(self, name: str) -> str | None:
-        """The definition of a macro, named in lower case, as it was written."""
-        entry = self.table.get(name)
-        return entry.value if entry else None
 
     def expand(self, text: str) -> str:
         """Raises: SubmitError; NeedsProc."""
@@ -191,8 +188,7 @@ class Macros:
         return value
 
     def _resolve(self, reference: Reference, depth: int) -> str:
-        name = reference.name[0] if len(reference.name) == 1 else self._fill(reference.name, depth + 1)
-        assert isinstance(name, str)
+        name = reference.name if isinstance(reference.name, str) else self._fill(reference.name, depth + 1)
         value = self.find(name, depth + 1)
         if value:
             return value
@@ -235,7 +231,7 @@ def _written(template: Template) -> str:
         if isinstance(part, str):
             text += part
         elif isinstance(part, Reference):
-            text += f"$({_written(part.name)})"
+            text += f"$({part.name if isinstance(part.name, str) else _written(part.name)})"
         else:
             text += f"${part.function}({_written(part.body)})"
     return text

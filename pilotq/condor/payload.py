@@ -46,7 +46,7 @@ def on_arguments(job: Job, parts: Parts) -> None:
     if is_transferred(job):
         program = f"./{EXECUTABLE}"
     else:
-        program = job.get("executable", "cmd")
+        program = job.known("executable", "cmd")
         program = program if "/" in program else f"./{program}"
     parts.description["argv"] = [program, *words]
     if text and not is_new(text):

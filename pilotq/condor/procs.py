@@ -7,6 +7,7 @@ alone cost as much as one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,6 +43,8 @@ SECTIONS: tuple[Section, ...] = (
 )
 #: Those that ask the user's side; the others need not be made for each proc while answers are missing.
 _ASKING = frozenset({transfers.on_place, transfers.on_files, transfers.on_streams})
+#: Those that give what the master looks at by cluster.
+_DECIDING = frozenset({attributes.on_needs, attributes.on_policies, attributes.on_identity})
 #: What the master looks at by cluster, with the keyword that sets it: such fields cannot differ between procs.
 _OF_CLUSTER = {
     "needs": "request_cpus, request_memory, request_disk or request_gpus",
@@ -50,6 +53,12 @@ _OF_CLUSTER = {
     "hold_reason": "hold",
     "lease_s": "job_lease_duration",
 }
+#: Those that take values of rows as they are, when these have nothing in them that means something to them.
+_FILLABLE = frozenset({payload.on_arguments, payload.on_environment, transfers.on_streams})
+_PLAIN = re.compile(r"[\w.:@%+,~/#-]{1,200}")
+_ROW_MARKS = ["\x00" + letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+#: So that nothing filled in becomes too long for an argument.
+_FORM_LONGEST = 3000
 #: Procs that differ.
 DELTAS_MAX = 2_000_000
 
@@ -110,12 +119,21 @@ class Procs:
         if not varying:
             cluster.add(rows.total, _pack(common))
             return
-        for changed in run.each(varying):
-            delta = dict(common)
-            if "ad" in delta:
-                delta["ad"] = dict(delta["ad"])
-            for index, section in changed:
-                _refuse_differences(parts[index], section)
+        forms = run.forms(varying)
+        form: dict[str, Any] = {}
+        for index, section in forms.items():
+            _add_changes(form, cluster.base, index, section, cluster.forced)
+        others = varying - forms.keys()
+        for place in range(rows.total):
+            values = run.plain_values(place, forms)
+            if values and not others and self.job.side.wants:
+                continue
+            delta = {**common, **_filled(form, values)} if values else dict(common)
+            if "ad" in common:
+                delta["ad"] = common["ad"] | delta["ad"]
+            for index, section in run.make(place, others if values else varying):
+                if SECTIONS[index] in _DECIDING:
+                    _refuse_differences(parts[index], section)
                 _add_changes(delta, cluster.base, index, section, cluster.forced)
             cluster.add(1, _pack(delta))
 
@@ -127,6 +145,7 @@ class _Run:
     """The procs of one queue statement, one after the other."""
 
     def __init__(self, job: Job, rows: Rows, first: int) -> None:
+        job.begin()
         self.job = job
         self.rows = rows
         self.first = first
@@ -135,6 +154,10 @@ class _Run:
         self.marks = self._marks()
         #: Sections that must know the number.
         self.numbered: set[int] = set()
+        #: Variables that are parts of paths in forms.
+        self.in_paths: set[str] = set()
+        #: Where a form sends standard output and error; equal paths are not what two that differ by marks are.
+        self.streams = ("", "")
 
     def _marks(self) -> dict[str, str]:
         """What stands for itself in every proc of the run: marks, and what is always 0."""
@@ -168,31 +191,71 @@ class _Run:
         """The sections of the first proc, and which of them differ between procs."""
         varying: set[int] = set()
         parts: list[Parts] = []
+        self._bind(0, False)
         for index, section in enumerate(SECTIONS):
-            self._bind(0, False)
             try:
                 made = self._make(section)
             except NeedsProc:
                 self.numbered.add(index)
                 self._bind(0, True)
                 made = self._make(section)
+                self._bind(0, False)
             if index in self.numbered or self.job.macros.touched & self.differing:
                 varying.add(index)
             parts.append(made)
         return parts, varying if self.rows.total > 1 else set()
 
-    def each(self, varying: set[int]) -> Iterator[list[tuple[int, Parts]]]:
-        """The sections that differ, proc by proc."""
-        by_mark = sorted(varying - self.numbered)
-        by_number = sorted(varying & self.numbered)
-        for place in range(self.rows.total):
-            made: list[tuple[int, Parts]] = []
-            for indexes, numbered in ((by_mark, False), (by_number, True)):
-                if indexes:
-                    self._bind(place, numbered)
-                    waiting = bool(self.job.side.wants)
-                    made += [(i, self._make(SECTIONS[i])) for i in indexes if not waiting or SECTIONS[i] in _ASKING]
-            yield made
+    def forms(self, varying: set[int]) -> dict[int, Parts]:
+        """Sections to be filled in for each row instead of made: with marks for the row's variables.
+
+        They are only those that take a value as it is, as long as it is plain.
+        """
+        names = self.rows.names
+        forms: dict[int, Parts] = {}
+        if len(names) > len(_ROW_MARKS):
+            return forms
+        self._bind(0, False)
+        self.job.macros.variables = dict(zip(names, _ROW_MARKS, strict=False))
+        for index in varying - self.numbered:
+            if SECTIONS[index] not in _FILLABLE:
+                continue
+            try:
+                parts = self._make(SECTIONS[index])
+            except (NeedsProc, SubmitError):
+                continue
+            touched = self.job.macros.touched & self.differing
+            if touched <= set(names) and len(str(parts)) < _FORM_LONGEST:
+                forms[index] = parts
+                if SECTIONS[index] is transfers.on_streams:
+                    self.in_paths = touched
+                    self.streams = parts.body.get("stdout", ""), parts.body.get("stderr", "")
+        return forms
+
+    def plain_values(self, place: int, forms: dict[int, Parts]) -> list[tuple[str, str]]:
+        """Marks of the row's variables and their values; none when forms cannot be filled with them."""
+        if not forms:
+            return []
+        values = []
+        pairs = self.rows.values(self.rows.rows[place // self.rows.count][1])
+        for mark, (name, value) in zip(_ROW_MARKS, pairs, strict=False):
+            if not _PLAIN.fullmatch(value) or (name in self.in_paths and "/" in value):
+                return []
+            values.append((mark, value))
+        out, err = self.streams
+        if out != err and _filled(out, values) == _filled(err, values):
+            return []
+        return values
+
+    def make(self, place: int, indexes: set[int]) -> Iterator[tuple[int, Parts]]:
+        """Some sections of the proc at this place."""
+        for numbered in (False, True):
+            todo = [index for index in indexes if (index in self.numbered) is numbered]
+            if self.job.side.wants:
+                todo = [index for index in todo if SECTIONS[index] in _ASKING]
+            if todo:
+                self._bind(place, numbered)
+                for index in sorted(todo):
+                    yield index, self._make(SECTIONS[index])
 
     def _make(self, section: Section) -> Parts:
         self.job.macros.begin()
@@ -203,29 +266,12 @@ class _Run:
 
 # ---- what differs ------------------------------------------------------------------------------------------------
 
-_DEFAULTS: dict[str, Any] = {
-    **{
-        name: value
-        for name, value in zip(
-            Description.__struct_fields__[-len(Description.__struct_defaults__) :],
-            Description.__struct_defaults__,
-            strict=True,
-        )
-    },
-    **{
-        name: value
-        for name, value in zip(
-            ClusterBody.__struct_fields__[-len(ClusterBody.__struct_defaults__) :],
-            ClusterBody.__struct_defaults__,
-            strict=True,
-        )
-    },
-}
+_FIELDS = {field.name: field for struct in (Description, ClusterBody) for field in msgspec.structs.fields(struct)}
 
 
 def _default(name: str) -> Any:
-    value = _DEFAULTS[name]
-    return value.factory() if hasattr(value, "factory") else value
+    field = _FIELDS[name]
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def _add_changes(delta: dict[str, Any], base: list[Parts], index: int, section: Parts, forced: frozenset[str]) -> None:
@@ -245,6 +291,17 @@ def _add_changes(delta: dict[str, Any], base: list[Parts], index: int, section: 
             text = section.ad.get(name, "undefined")
             if before.ad.get(name) != text and (last or name not in forced):
                 changes[name] = text
+
+
+def _filled(value: Any, values: list[tuple[str, str]]) -> Any:
+    if isinstance(value, str):
+        if "\x00" in value:
+            for mark, text in values:
+                value = value.replace(mark, text)
+        return value
+    if isinstance(value, dict):
+        return {_filled(name, values): _filled(item, values) for name, item in value.items()}
+    return [_filled(item, values) for item in value] if isinstance(value, list) else value
 
 
 def _of_cluster(parts: Parts) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pilotq.condor.job import Job, Site
 from pilotq.condor.jobad import CONDOR_PLATFORM
 from pilotq.condor.jobfile import patched
 from pilotq.condor.keywords import is_known
-from pilotq.condor.lexer import SubmitError, shown
+from pilotq.condor.lexer import SubmitError, shown, shown_path
 from pilotq.condor.macros import Macros
 from pilotq.condor.procs import Procs
 from pilotq.condor.queue import Rows
@@ -50,7 +50,7 @@ class Plan:
 
 
 def plan_submit(request: Request, now: float, site: Site) -> Reply | Plan:
-    """What a request comes to: a reply with wants, with a refusal or with what was only asked to be shown; or a plan."""
+    """A plan; or a reply with wants, with a refusal, or with what was only asked to be shown."""
     try:
         options = read_options(request.argv)
         if options.help:
@@ -118,7 +118,7 @@ class _Planner:
             return ""
         answer = self.side.must("read", file)
         if not answer.ok:
-            raise SubmitError(f"Failed to open command file ({shown(self.name)}) ({answer.error})")
+            raise SubmitError(f"Failed to open command file ({shown_path(self.name)}) ({answer.error})")
         return text(answer.data)
 
     def _on_queue(self, rows: Rows) -> None:
@@ -170,7 +170,7 @@ def submitted(plan: Plan, clusters: list[int]) -> Reply:
     if plan.terse:
         out = "".join(f"{cluster}.0 - {cluster}.{count - 1}\n" for cluster, count in zip(clusters, counts, strict=True))
     elif plan.verbose:
-        out = "".join(_ads(submission, id) for id, submission in zip(clusters, plan.submissions, strict=True))
+        out = "".join(_ads(submission, cluster) for cluster, submission in zip(clusters, plan.submissions, strict=True))
     else:
         out = f"Submitting job(s){_dots(sum(counts))}\n"
         for cluster, count in zip(clusters, counts, strict=True):

@@ -10,12 +10,12 @@ import re
 
 from pilotq.condor.expressions import quote
 from pilotq.condor.job import Job, Parts, is_null
-from pilotq.condor.lexer import BLANKS, SubmitError, shown
-from pilotq.condor.macro_functions import NeedsProc
+from pilotq.condor.lexer import BLANKS, SubmitError, shown, shown_path
+from pilotq.condor.macro_functions import NeedsProc, is_open
 from pilotq.condor.payload import EXECUTABLE, is_transferred
 from pilotq.condor.request import Answer, read_fields
 from pilotq.condor.user_side import Kept, cannot_open
-from pilotq.model import CLUSTER_MARK, PROC_MARK, FileRef
+from pilotq.model import CLUSTER_MARK, FileRef
 
 #: Files of one directory named in transfer_input_files.
 DIRECTORY_FILES_MAX = 10_000
@@ -25,6 +25,7 @@ _ESCAPED = re.compile(r"\\([=;\\])")
 #: open(2): O_WRONLY | O_CREAT with O_TRUNC, with O_APPEND.
 _WRITE_FLAGS, _APPEND_FLAGS = 0o1101, 0o2101
 _SHOULD = {"YES": True, "NO": False, "IF_NEEDED": None}
+_WHEN_KEYS = ("when_to_transfer_output", "whentotransferoutput")
 _WHEN = ("ON_EXIT", "ON_EXIT_OR_EVICT", "ON_SUCCESS")
 
 
@@ -43,7 +44,7 @@ def on_place(job: Job, parts: Parts) -> None:
     if iwd != job.side.request.cwd:
         answer = job.side.ask("stat", iwd)
         if answer and not (answer.ok and read_fields(answer.data)[0] == b"d"):
-            raise SubmitError(f"No such directory: {shown(iwd)}")
+            raise SubmitError(f"No such directory: {shown_path(iwd)}")
     parts.body["iwd"] = iwd
     parts.ad["Iwd"] = quote(iwd)
 
@@ -83,11 +84,11 @@ def _executable(job: Job, parts: Parts) -> FileRef | None:
     parts.ad["Cmd"] = quote(path)
     kept = job.side.keep(path)
     if isinstance(kept, Answer):
-        raise SubmitError(f"Can't access executable file {shown(path)}: {kept.error}")
+        raise SubmitError(f"Can't access executable file {shown_path(path)}: {kept.error}")
     if kept.is_directory:
-        raise SubmitError(f"Can't access executable file {shown(path)}: Is a directory")
+        raise SubmitError(f"Can't access executable file {shown_path(path)}: Is a directory")
     if not kept.size_bytes:
-        raise SubmitError(f"Executable file {shown(path)} has zero length")
+        raise SubmitError(f"Executable file {shown_path(path)} has zero length")
     _kib(parts, kept.size_bytes)
     return FileRef(EXECUTABLE, kept.digest, kept.size_bytes, 0o755)
 
@@ -100,7 +101,7 @@ def _kib(parts: Parts, size_bytes: int) -> None:
 def _inputs(job: Job, parts: Parts) -> list[str]:
     text = job.known("transfer_input_files", "transferinputfiles", "transferinput")
     names = _names(text)
-    if names and _should_transfer(job) is False:
+    if names and should_transfer(job) is False:
         raise SubmitError(
             "you specified files you want Condor to transfer via \n"
             '"transfer_input_files", but you disabled should_transfer_files.'
@@ -207,8 +208,8 @@ def _stream(job: Job, parts: Parts, keyword: str, other: str, attribute: str) ->
 
 def _check_writable(job: Job, path: str, role: str, flags: int) -> None:
     """Of each directory the first file of a role is tried: what the others are is seen when they are written."""
-    directory = posixpath.dirname(path)
-    if PROC_MARK in directory:
+    directory = path[: path.rfind("/")]
+    if is_open(directory):
         raise NeedsProc
     if CLUSTER_MARK in directory or (directory, role) in job.asked:
         return
@@ -221,20 +222,23 @@ def _check_writable(job: Job, path: str, role: str, flags: int) -> None:
         raise SubmitError(cannot_open(sample, flags, answer))
 
 
-def _should_transfer(job: Job) -> bool | None:
-    value = job.known("should_transfer_files", "shouldtransferfiles").upper() or "IF_NEEDED"
-    if value not in _SHOULD:
+def should_transfer(job: Job) -> bool | None:
+    """None: if needed."""
+    value = job.known("should_transfer_files", "shouldtransferfiles").upper()
+    if value and value not in _SHOULD:
         raise SubmitError(
             f"invalid value ({shown(value)}) for ShouldTransferFiles. Please either specify \n"
             "YES, NO, or IF_NEEDED and try again."
         )
-    return _SHOULD[value]
+    if not value and job.get(*_WHEN_KEYS):
+        return True
+    return _SHOULD[value or "IF_NEEDED"]
 
 
 def on_outputs(job: Job, parts: Parts) -> None:
     """Which files come home, and where to."""
-    should = _should_transfer(job)
-    when = job.known("when_to_transfer_output", "whentotransferoutput").upper()
+    should = should_transfer(job)
+    when = job.known(*_WHEN_KEYS).upper()
     if when and when not in _WHEN:
         raise SubmitError(
             f"invalid value ({shown(when)}) for WhenToTransferOutput. Please either specify \n"
@@ -244,9 +248,7 @@ def on_outputs(job: Job, parts: Parts) -> None:
         job.warn("should_transfer_files = NO: the job runs in a scratch directory, not in its initial directory")
     else:
         parts.ad["WhenToTransferOutput"] = quote(when or "ON_EXIT")
-        should = should or bool(when) or None
-    names = {True: "YES", False: "NO", None: "IF_NEEDED"}
-    parts.ad["ShouldTransferFiles"] = quote(names[should])
+    parts.ad["ShouldTransferFiles"] = quote({True: "YES", False: "NO", None: "IF_NEEDED"}[should])
     parts.description["outputs"] = _outputs(job, parts, should)
     remaps = job.get("transfer_output_remaps", "transferoutputremaps")
     if remaps:

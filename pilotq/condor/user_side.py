@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import posixpath
 from typing import NamedTuple
 
-from pilotq.condor.lexer import SubmitError, shown
+from pilotq.condor.lexer import SubmitError, shown_path
 from pilotq.condor.request import Answer, Request, Want, read_fields, text
 
 WANTS_MAX = 100_000
 
 
-class Waiting(Exception):
+class Waiting(Exception):  # noqa: N818 - it is no error
     """It cannot go on without an answer."""
 
 
@@ -38,7 +37,11 @@ class UserSide:
         self._kept: dict[str, Kept] = {}
 
     def path(self, path: str, base: str = "") -> str:
-        return posixpath.join(base or self.request.cwd, path)
+        """A path of the user as an absolute one."""
+        base = base or self.request.cwd
+        if path[:1] == "/":
+            return path
+        return f"{base.rstrip('/')}/{path}" if path else base
 
     def ask(self, kind: str, argument: str) -> Answer | None:
         """The answer; None: not known yet."""
@@ -93,4 +96,4 @@ class UserSide:
 
 def cannot_open(path: str, flags: int, answer: Answer) -> str:
     """HTCondor's sentence; `flags` are those of open(2)."""
-    return f'Can\'t open "{shown(path)}"  with flags 0{flags:o} ({answer.error})'
+    return f'Can\'t open "{shown_path(path)}"  with flags 0{flags:o} ({answer.error})'

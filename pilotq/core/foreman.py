@@ -11,6 +11,8 @@ from pilotq.core.turn import Action, Event, Now, Tell, Turn
 
 #: A master that is silent for this many heartbeats is looked for again.
 BEATS_MISSED_MAX = 4
+#: First and longest pause between two tries to connect.
+BACKOFF_S = (0.1, 5.0)
 #: A worker's session without a word for this long is forgotten.
 SESSION_SILENT_S = 60.0
 
@@ -67,8 +69,8 @@ class Allow(Action, frozen=True):
     keys: list[tuple[str, str]]
 
 
-class Reconnect(Action, frozen=True):
-    """Open the connection to the master anew."""
+class Connect(Action, frozen=True):
+    """Open the connection to the master, closing the one before."""
 
 
 class FileWanted(Action, frozen=True):
@@ -117,6 +119,9 @@ class ForemanCore:
         self._beat_s = 1.0
         self._beat_at = now.boot
         self._heard_at = now.boot
+        #: When to open the connection to the master anew, and how often that was tried.
+        self._retry_at = now.boot
+        self._tries = 0
         self._drain_said_at = float("-inf")
         self._actions: list[Any] = []
 
@@ -129,8 +134,7 @@ class ForemanCore:
         elif isinstance(event, SessionLost):
             self._forget(event.session)
         elif isinstance(event, AboveReset):
-            self.welcomed = False
-            self._say_hello(now)
+            self._lost(now)
         elif isinstance(event, Drain):
             self._drain(now)
         else:
@@ -139,7 +143,7 @@ class ForemanCore:
         return Turn([], actions)
 
     def next_wakeup(self) -> float | None:
-        return self._beat_at
+        return min(self._beat_at, self._retry_at)
 
     def check(self) -> None:
         """Nothing here can contradict itself."""
@@ -175,7 +179,7 @@ class ForemanCore:
         if isinstance(message, wire.ForemanWelcome):
             if not self.welcomed:
                 self._actions.append(Tell("welcomed by the master", {"keys": len(message.keys)}))
-            self.welcomed = True
+            self.welcomed, self._tries, self._retry_at = True, 0, float("inf")
             self._beat_s = message.beat_s
             self._actions.append(Allow(message.keys))
         elif isinstance(message, wire.Describe):
@@ -205,7 +209,22 @@ class ForemanCore:
             self._up(wire.Goodbye("drained"))
             self._actions.append(Leave("drained"))
 
+    def _lost(self, now: Now) -> None:
+        """The connection is gone: try again, later each time."""
+        self.welcomed = False
+        self._heard_at = now.boot
+        low, high = BACKOFF_S
+        self._retry_at = min(self._retry_at, now.boot + min(high, low * 2**self._tries))
+
     def _tick(self, now: Now) -> None:
+        if now.boot >= self._retry_at:
+            self._tries = min(self._tries + 1, 10)
+            low, high = BACKOFF_S
+            self._retry_at = now.boot + max(2.0, min(high, low * 2**self._tries))
+            if self._tries in (3, 6, 10):
+                self._actions.append(Tell("waiting for the master", {"tries": self._tries}))
+            self._actions.append(Connect())
+            self._say_hello(now)
         if now.boot < self._beat_at:
             return
         self._beat_at = now.boot + self._beat_s
@@ -214,16 +233,12 @@ class ForemanCore:
             self._forget(session)
         if self.draining:
             self._drain(now)
-        if not self.welcomed:
-            self._say_hello(now)
-        else:
+        if self.welcomed:
             self._seq += 1
             self._up(wire.ForemanBeat(self._seq, len(self.sessions), self.draining))
-        if now.boot - self._heard_at > BEATS_MISSED_MAX * max(self._beat_s, 1.0):
-            self._heard_at = now.boot
-            self.welcomed = False
+        if self.welcomed and now.boot - self._heard_at > BEATS_MISSED_MAX * max(self._beat_s, 1.0):
             self._actions.append(Tell("no word from the master, connecting again"))
-            self._actions.append(Reconnect())
+            self._lost(now)
 
     def _say_hello(self, now: Now) -> None:
         self._up(wire.ForemanHello(wire.PROTOCOL, self.name, self._pid, self._version))

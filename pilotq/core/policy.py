@@ -96,5 +96,4 @@ class Policy:
         self._master.queue.leave(cluster, proc)
 
     def _ask(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: Now) -> bool | None:
-        attempt = cluster.attempts[proc]
-        return self._evaluate(expr, cluster.id, proc, cluster.state(proc), attempt, facts, now.wall)
+        return self._evaluate(expr, cluster, proc, facts, now.wall)

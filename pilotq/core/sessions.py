@@ -20,6 +20,7 @@ from pilotq.model import ON_WORKER, Ended, Outcome, Resources, State
 if TYPE_CHECKING:
     from pilotq.core.master import MasterCore
 
+NAME_CHARS_MAX = 200
 #: A checksum that is wrong for this long makes the master ask for an inventory, even of a worker that is kept busy:
 #: what is on its way to the worker makes it wrong for a moment, what was lost for ever.
 MISMATCH_S = 60.0
@@ -32,7 +33,6 @@ class Sessions:
         self._master = master
         self._peers = master.peers
         self._keys: list[tuple[str, str]] = []
-        self._names = 0
         self._reactions: dict[type, Any] = {
             wire.Beat: self.on_beat,
             wire.Started: self.on_started,
@@ -77,7 +77,10 @@ class Sessions:
             self._send(event.route, wire.Reject(text, 60.0))
             return
         limits = self._master.limits
-        name = message.worker or self._new_name(message, now)
+        name = message.worker
+        if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
+            self._send(event.route, wire.Reject("not a name for a worker", 60.0))
+            return
         worker = self._peers.know(name, message.host, now.boot, limits.lease_s)
         if worker.key and worker.key != event.name:
             self._send(event.route, wire.Reject("this worker name belongs to another key", 60.0))
@@ -91,7 +94,7 @@ class Sessions:
         worker.heard_at, worker.lease_over_at = now.boot, lease_end(now.boot, limits.lease_s)
         self._peers.connect(worker, event.route)
         kill = self._compare(worker, message, now)
-        self._send(event.route, wire.Welcome(name, limits.lease_s, limits.beat_s, message.generation, kill))
+        self._send(event.route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill))
         for predecessor in message.predecessors:
             other = self._peers.workers.get(predecessor)
             if other is not None and other is not worker and other.key in ("", event.name):
@@ -99,10 +102,6 @@ class Sessions:
         self._master.matcher.hungry[name] = None
         if is_new:
             self._master.actions.append(t.Tell("worker joined", {"worker": name, "host": message.host}))
-
-    def _new_name(self, message: wire.Hello, now: Now) -> str:
-        self._names += 1
-        return f"{message.host}#{message.pid}.{int(now.wall)}.{self._names}"
 
     def _compare(self, worker: Worker, message: wire.Hello, now: Now) -> list[wire.Token]:
         """Set the worker's inventory against the queue; what it must end."""

@@ -13,7 +13,8 @@ import msgspec
 
 from pilotq import wire
 from pilotq.core.records import Record
-from pilotq.model import Facts, OutputFile, Resources, State
+from pilotq.core.tasks import Cluster
+from pilotq.model import Facts, OutputFile, Resources
 
 
 class Now(NamedTuple):
@@ -222,6 +223,4 @@ class Stop(Action, frozen=True):
 class Evaluator(Protocol):
     """Answers policy expressions. Undefined and errors are None."""
 
-    def __call__(
-        self, expr: str, cluster: int, proc: int, state: State, attempt: int, facts: Facts, now: float
-    ) -> bool | None: ...
+    def __call__(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: float) -> bool | None: ...

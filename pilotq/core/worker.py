@@ -20,6 +20,8 @@ from pilotq.model import Description, Ended, Outcome, Resources
 BEATS_MISSED_MAX = 3
 #: An unacknowledged result is sent again after this.
 RESEND_S = 30.0
+#: A worker moves away from a draining foreman once in this time, in case the others drain too.
+MOVE_S = 10.0
 #: First and longest pause between two tries to connect.
 BACKOFF_S = (0.2, 15.0)
 #: A worker whose tasks take less than this on average holds some ahead.
@@ -31,6 +33,7 @@ AHEAD_MAX = 64
 class Options:
     """Settings of a worker."""
 
+    name: str
     host: str
     pid: int
     version: str
@@ -62,10 +65,10 @@ class WorkerCore:
 
     def __init__(self, options: Options, now: Now) -> None:
         self.options = options
-        self.name = ""
+        self.name = options.name
         self.generation = 0
         self.link = 0
-        self.welcomed = False
+        self.welcomed = self._was_welcomed = False
         self.draining = ""
         self.attempts: dict[wire.Token, _Attempt] = {}
         self.results: dict[wire.Token, Ended] = {}
@@ -82,6 +85,7 @@ class WorkerCore:
         self._beat_at = float("inf")
         self._retry_at = self._hello_at = now.boot
         self._tries = 0
+        self._moved_at = float("-inf")
         self._resend_at = float("inf")
         self._mean_task_s = 1e9
         self._told_offer: wire.Offer | None = None
@@ -104,6 +108,8 @@ class WorkerCore:
 
     def handle(self, event: Event, now: Now) -> Turn:
         """React to one event; a worker remembers nothing in a store."""
+        if self._left:
+            return Turn()
         if isinstance(event, w.FromMaster):
             reaction = self._reactions.get(type(event.message))
             if event.link == self.link and reaction is not None:
@@ -185,8 +191,11 @@ class WorkerCore:
         if message.generation != self.generation:
             return
         if not self.welcomed:
-            self._actions.append(Tell("welcomed by the master", {"worker": message.worker}))
-        self.name, self.welcomed, self._tries = message.worker, True, 0
+            self._actions.append(Tell("welcomed by the master", {"worker": self.name}))
+        if not self._was_welcomed:
+            self._was_welcomed = True
+            self._actions.append(w.Known())
+        self.welcomed, self._tries = True, 0
         self._lease_s, self._beat_s = message.lease_s, message.beat_s
         self._retry_at = float("inf")
         self._lease_over_at = self._hello_at + self._lease_s
@@ -208,6 +217,9 @@ class WorkerCore:
 
     def on_leave(self, message: wire.Leave, now: Now) -> None:
         """The foreman drains: look for another; without one this way is found again, until the foreman is gone."""
+        if now.boot - self._moved_at < MOVE_S:
+            return
+        self._moved_at = now.boot
         self._actions.append(Tell("the foreman drains, looking for another"))
         self._connect(now)
 

@@ -114,6 +114,10 @@ class FileArrived(Action, frozen=True):
     message: wire.Chunk
 
 
+class Known(Action, frozen=True):
+    """The master knows this worker, and was told of its predecessors."""
+
+
 class Leave(Action, frozen=True):
     """End the process."""
 

@@ -200,15 +200,18 @@ class Attempt:
         path = argv[0] if argv else ""
         doing = f"Failed to execute '{path}'"
         if not isinstance(error, OSError):
-            return self.fail(Outcome.STAGE_IN, errno.EINVAL, f"{doing}: (errno={errno.EINVAL}: '{error}')")
+            self.fail(Outcome.STAGE_IN, errno.EINVAL, f"{doing}: (errno={errno.EINVAL}: '{error}')")
+            return
         if command is None:
             for _, _, name, flags, mode in (action for action in self._streams() if len(action) == 5):
                 try:
                     os.close(os.open(os.path.join(self.sandbox, name), flags | os.O_NONBLOCK, mode))
                 except OSError as stream:
-                    return self.fail_with(stream, f"Cannot open {os.path.basename(name)!r}", Outcome.STAGE_IN)
+                    self.fail_with(stream, f"Cannot open {os.path.basename(name)!r}", Outcome.STAGE_IN)
+                    return
         if error.errno in TRANSIENT - {errno.ETXTBSY}:
-            return self.fail_with(error, doing, Outcome.REJECTED)
+            self.fail_with(error, doing, Outcome.REJECTED)
+            return
         self.fail_with(error, doing, Outcome.STAGE_IN)
         interpreter = _interpreter(self._located(argv)[0]) if error.errno == errno.ENOENT and argv else ""
         if interpreter:
@@ -247,6 +250,7 @@ def _interpreter(path: str) -> str:
             line = file.readline(256)
     except OSError:
         return ""
-    words = line[2:].rstrip(b"\n").split(None, 1) if line.startswith(b"#!") else []
-    return words[0].decode(errors="replace") if words else ""
-
+    if not line.startswith(b"#!"):
+        return ""
+    # As the kernel reads it: a carriage return is part of the name.
+    return line[2:].strip(b" \t\n").replace(b"\t", b" ").split(b" ")[0].decode(errors="replace")

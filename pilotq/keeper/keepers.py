@@ -39,6 +39,8 @@ class _Keeper:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.writing = False
         self.deaths = 0
+        #: Set when it is dead and no other follows it.
+        self.gone = asyncio.Event()
 
 
 class Keepers:
@@ -134,14 +136,15 @@ class Keepers:
             if keeper.pipe:
                 self._send(keeper)
                 keeper.pipe.sock.shutdown(socket.SHUT_WR)
-        for _ in range(int(_CLOSE_S * 100)):
-            if not self.pids and not self._burials:
-                return
-            await asyncio.sleep(0.01)
-        for pid in self.pids:
-            os.kill(pid, signal.SIGKILL)
-        while self.pids or self._burials:
-            await asyncio.sleep(0.01)
+        try:
+            await asyncio.wait_for(self._until_gone(), _CLOSE_S)
+        except TimeoutError:
+            for pid in self.pids:
+                os.kill(pid, signal.SIGKILL)
+            await self._until_gone()
+
+    async def _until_gone(self) -> None:
+        await asyncio.gather(*(keeper.gone.wait() for keeper in self._keepers))
 
     async def _until_empty(self) -> None:
         while self._home:
@@ -215,7 +218,8 @@ class Keepers:
         assert keeper.pipe is not None
         events = keeper.pipe.get()
         if events is None:
-            return self._on_dead(keeper)
+            self._on_dead(keeper)
+            return
         for event in events:
             if isinstance(event, talk.Ready):
                 if not keeper.ready.done():
@@ -249,31 +253,36 @@ class Keepers:
 
     async def _bury(self, keeper: _Keeper) -> None:
         """Kill all it kept, report it lost, start another."""
-        while True:
-            try:
-                pid, status = os.waitpid(keeper.pid, os.WNOHANG)
-            except ChildProcessError:
-                pid, status = keeper.pid, 0
-            if pid:
-                break
-            await asyncio.sleep(0.005)
-        keeper.pid = 0
-        if self._closing and not keeper.tokens:
-            return
-        empty = 0
-        while empty < 2:
-            empty = 0 if marks.hunt(self._nonce, keeper.serial) else empty + 1
-            await asyncio.sleep(0.005)
-        code = os.waitstatus_to_exitcode(status)
-        reason = f"Its keeper process {'was killed by signal' if code < 0 else 'ended with exit code'} {abs(code)}"
-        log.error("a keeper died", extra={"status": code, "tasks": len(keeper.tokens)})
-        waiting = {order.token for order in keeper.waiting if isinstance(order, talk.Launch)}
-        for token in [token for token in keeper.tokens if token not in waiting]:
-            self._exited(keeper, token)
-            self._on_event(talk.Exited(token, Ended(Outcome.LOST, 0, reason)))
-        if self._closing:
-            return
+        status = await self._reaped(keeper)
+        if keeper.tokens or not self._closing:
+            empty = 0
+            while empty < 2:
+                empty = 0 if marks.hunt(self._nonce, keeper.serial) else empty + 1
+                await asyncio.sleep(0.005)
+            log.error("a keeper died", extra={"status": status, "tasks": len(keeper.tokens)})
+            how = "was killed by signal" if status < 0 else "ended with exit code"
+            lost = Ended(Outcome.LOST, 0, f"Its keeper process {how} {abs(status)}")
+            waiting = {order.token for order in keeper.waiting if isinstance(order, talk.Launch)}
+            for token in keeper.tokens - waiting:
+                self._exited(keeper, token)
+                self._on_event(talk.Exited(token, lost))
         keeper.deaths += 1
-        await asyncio.sleep(min(_RESTART_S_MAX, 0.05 * 2**keeper.deaths) if keeper.deaths > 1 else 0)
-        if not self._closing:
+        if keeper.deaths > 1 and not self._closing:
+            await asyncio.sleep(min(_RESTART_S_MAX, 0.05 * 2**keeper.deaths))
+        if self._closing:
+            keeper.gone.set()
+        else:
             self._spawn(keeper)
+
+    async def _reaped(self, keeper: _Keeper) -> int:
+        """Its exit code or minus its signal. It was killed, or leaves by itself: this takes milliseconds."""
+        status = None
+        while status is None:
+            await asyncio.sleep(0.002)
+            try:
+                pid, code = os.waitpid(keeper.pid, os.WNOHANG)  # noqa: ASYNC222 it does not wait
+            except ChildProcessError:
+                pid, code = keeper.pid, 0
+            status = os.waitstatus_to_exitcode(code) if pid else None
+        keeper.pid = 0
+        return status

@@ -1,15 +1,13 @@
 """The keeper: one thread, one loop over its worker's orders, the ends of its children, timers and chores.
 
-A chore is a generator that does something long in small steps (copying, collecting, removing), so that nothing waits
-for it. One turn of the loop: orders -> children that ended -> timers -> chores -> a look at what is left of ended
-attempts -> events to the worker. When the worker is gone everything is killed and the keeper leaves.
+One turn of the loop: orders -> children that ended -> timers and chores -> a look at what is left of ended attempts ->
+events to the worker. When the worker is gone everything is killed and the keeper leaves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import heapq
-import itertools
 import logging
 import os
 import resource
@@ -17,12 +15,11 @@ import select
 import signal
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Generator
 
 import msgspec
 
 from pilotq.keeper import talk
+from pilotq.keeper.agenda import Agenda, Chore
 from pilotq.keeper.attempt import (
     BY_ITSELF,
     TRANSIENT,
@@ -40,10 +37,10 @@ MEMORY_EVERY_S = 1.0
 DISK_EVERY_S = 5.0
 #: Of its time a keeper spends at most a tenth on looking for processes.
 _REST = 9
-_CHORE_S = 0.005
+#: A look that takes less needs no rest.
+_CHEAP_S = 0.005
 _TRIES = 7
 
-Chore = Generator[None, None, None]
 log = logging.getLogger(__name__)
 
 
@@ -57,9 +54,7 @@ class Keeper:
         self._attempts: dict[Token, Attempt] = {}
         self._clearing: set[Attempt] = set()
         self._look_at = 0.0
-        self._chores: deque[tuple[Chore, Attempt | None]] = deque()
-        self._timers: list[tuple[float, int, Attempt | None, Callable[[], None]]] = []
-        self._numbers = itertools.count()
+        self._agenda = Agenda(self._on_failure)
         self._watching_memory = False
         self._poll = select.epoll()
         self._wake, wake = socket.socketpair()
@@ -78,11 +73,14 @@ class Keeper:
         sending = False
         try:
             while True:
-                done = pipe.flush()
+                try:
+                    done = pipe.flush()
+                except OSError:
+                    return
                 if done is sending:
                     sending = not done
                     self._poll.modify(here, select.EPOLLIN | (select.EPOLLOUT if sending else 0))
-                for fd, what in self._poll.poll(self._pause()):
+                for fd, what in self._poll.poll(self._pause_s()):
                     if fd != here:
                         self._wake.recv(4096)
                     elif what & ~select.EPOLLOUT:
@@ -92,66 +90,26 @@ class Keeper:
                         for order in orders:
                             self._on_order(order)
                 self._reap()
-                self._ring()
-                self._work()
+                self._agenda.turn()
                 self._look()
-        except OSError as error:
-            log.warning("a keeper lost its worker", extra={"error": str(error)})
         finally:
             self._family.end()
 
-    def _pause(self) -> float:
+    def _pause_s(self) -> float:
         """How long the loop may sleep."""
-        if self._chores:
-            return 0.0
         now = time.monotonic()
-        at = self._timers[0][0] if self._timers else now + 3600
-        if self._clearing:
-            # The end of what was killed wakes us; this is for what neither dies nor says so.
-            at = min(at, max(self._look_at, now + 0.02))
-        return max(0.0, at - now)
+        # The end of what was killed wakes us; 20 ms are for what neither dies nor says so.
+        return self._agenda.pause_s(max(self._look_at, now + 0.02) if self._clearing else now + 3600)
 
-    def _at(self, pause_s: float, attempt: Attempt | None, what: Callable[[], None]) -> None:
-        """Do something later, unless the attempt is over by then."""
-        heapq.heappush(self._timers, (time.monotonic() + pause_s, next(self._numbers), attempt, what))
-        if len(self._timers) > 64 + 8 * len(self._attempts):
-            self._timers = [timer for timer in self._timers if not (timer[2] and timer[2].over)]
-            heapq.heapify(self._timers)
-
-    def _ring(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            _, _, attempt, what = heapq.heappop(self._timers)
-            if attempt is None or not attempt.over:
-                what()
-
-    # ---- chores ------------------------------------------------------------------------------------------------
-
-    def _chore(self, chore: Chore, attempt: Attempt | None) -> None:
-        """Begin it at once; what is not done in one step waits for its turns."""
-        if not self._step(chore, attempt):
-            self._chores.append((chore, attempt))
-
-    def _work(self) -> None:
-        until = time.monotonic() + _CHORE_S
-        while self._chores and time.monotonic() < until:
-            chore, attempt = self._chores.popleft()
-            if not self._step(chore, attempt):
-                self._chores.append((chore, attempt))
-
-    def _step(self, chore: Chore, attempt: Attempt | None) -> bool:
-        try:
-            next(chore)
-            return False
-        except StopIteration:
-            return True
-        except Exception as error:
-            # One attempt must not take the others with it.
-            log.exception("a chore failed", extra={"attempt": attempt.name if attempt else ""})
-            if attempt:
-                attempt.fail(Outcome.REJECTED, 0, f"its keeper failed: {error!r}")
-                self._ended(attempt, files.Collected([], 0))
-            return True
+    def _on_failure(self, attempt: Attempt, error: Exception) -> None:
+        """One attempt must not take the others with it."""
+        attempt.fail(Outcome.REJECTED, 0, f"its keeper failed: {error!r}")
+        if attempt.stage == Stage.COLLECTING:
+            self._ended(attempt, files.Collected([], 0))
+        elif attempt.pid:
+            self._stop(attempt, Outcome.REJECTED, "", 0)
+        else:
+            self._clear(attempt)
 
     # ---- orders ------------------------------------------------------------------------------------------------
 
@@ -167,7 +125,7 @@ class Keeper:
             if attempt:
                 attempt.discarded = True
             else:
-                self._chore(self._discard(order.sandbox), None)
+                self._agenda.chore(self._discard(order.sandbox), None)
 
     def _on_launch(self, launch: talk.Launch) -> None:
         if launch.token in self._attempts:
@@ -181,7 +139,7 @@ class Keeper:
         attempt = Attempt(launch, description)
         self._attempts[attempt.token] = attempt
         attempt.set_environment(self._base, launch.env, self._family.add(attempt))
-        self._chore(self._begin(attempt, launch), attempt)
+        self._agenda.chore(self._begin(attempt, launch), attempt)
 
     def _begin(self, attempt: Attempt, launch: talk.Launch) -> Chore:
         """Make the sandbox, fill it, start the first process."""
@@ -217,7 +175,8 @@ class Keeper:
         """Start the process of a stage, unless the attempt was ended before."""
         attempt.stage = stage
         if attempt.verdict is not None:
-            return self._clear(attempt)
+            self._clear(attempt)
+            return
         d = attempt.description
         command = d.pre if stage == Stage.PRE else d.post if stage == Stage.POST else None
         self._family.before_start(attempt)
@@ -226,9 +185,11 @@ class Keeper:
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in TRANSIENT and attempt.tries < _TRIES:
                 attempt.tries += 1
-                return self._at(0.02 * 2**attempt.tries, attempt, lambda: self._start(attempt, stage))
+                self._agenda.at(0.02 * 2**attempt.tries, attempt, lambda: self._start(attempt, stage))
+                return
             attempt.explain(error, command)
-            return self._clear(attempt)
+            self._clear(attempt)
+            return
         attempt.pid = pid
         self._family.started(attempt, pid)
         if stage == Stage.PAYLOAD:
@@ -236,12 +197,14 @@ class Keeper:
             self._pipe.put(talk.Launched(attempt.token, pid))
         if d.wall_time_s:
             reason = f"It ran longer than its wall time of {d.wall_time_s:g} s"
-            self._at(d.wall_time_s, attempt, lambda: self._limit(attempt, pid, Outcome.TIMEOUT, reason))
+            self._agenda.at(d.wall_time_s, attempt, lambda: self._limit(attempt, pid, Outcome.TIMEOUT, reason))
         if d.memory_limit_bytes and not self._watching_memory:
             self._watching_memory = True
-            self._at(MEMORY_EVERY_S, None, self._watch_memory)
+            self._agenda.at(MEMORY_EVERY_S, None, self._watch_memory)
         if d.disk_limit_bytes:
-            self._at(min(1.0, DISK_EVERY_S), attempt, lambda: self._chore(self._watch_disk(attempt, pid), attempt))
+            self._agenda.at(
+                min(1.0, DISK_EVERY_S), attempt, lambda: self._agenda.chore(self._watch_disk(attempt, pid), attempt)
+            )
 
     def _reap(self) -> None:
         """Take every child that ended."""
@@ -298,7 +261,7 @@ class Keeper:
         pid = attempt.pid
         grace = attempt.description.kill_grace_s if grace_s is None else grace_s
         if grace > 0:
-            self._at(grace, attempt, lambda: self._kill(attempt, pid))
+            self._agenda.at(grace, attempt, lambda: self._kill(attempt, pid))
         else:
             self._kill(attempt, pid)
 
@@ -312,7 +275,9 @@ class Keeper:
             try:
                 os.killpg(attempt.pid, number)
             except OSError:
-                os.killpg(attempt.pid, signal.SIGTERM)
+                # Not a signal's number; or a set-uid program, which only its end frees us from.
+                with contextlib.suppress(OSError):
+                    os.killpg(attempt.pid, signal.SIGTERM)
 
     def _watch_memory(self) -> None:
         """Compare the memory of all attempts that have a limit; shared pages count once when it matters."""
@@ -332,7 +297,7 @@ class Keeper:
                 reason = f"It used {used >> 20} MiB of memory, its limit is {limit >> 20} MiB"
                 attempt.memory_bytes = max(attempt.memory_bytes, used)
                 self._stop(attempt, Outcome.MEMORY, reason, None)
-        self._at(max(MEMORY_EVERY_S, _REST * (time.monotonic() - began)), None, self._watch_memory)
+        self._agenda.at(max(MEMORY_EVERY_S, _REST * (time.monotonic() - began)), None, self._watch_memory)
 
     def _watch_disk(self, attempt: Attempt, pid: int) -> Chore:
         limit = attempt.description.disk_limit_bytes
@@ -342,7 +307,7 @@ class Keeper:
         if used > limit:
             reason = f"Its scratch directory holds {used >> 20} MiB, its limit is {limit >> 20} MiB"
             return self._stop(attempt, Outcome.DISK, reason, None)
-        self._at(DISK_EVERY_S, attempt, lambda: self._chore(self._watch_disk(attempt, pid), attempt))
+        self._agenda.at(DISK_EVERY_S, attempt, lambda: self._agenda.chore(self._watch_disk(attempt, pid), attempt))
 
     def _clear(self, attempt: Attempt) -> None:
         """Its main process is gone for good: nothing of it may stay."""
@@ -362,9 +327,10 @@ class Keeper:
             if attempt.clean_looks >= needed:
                 self._clearing.discard(attempt)
                 attempt.stage = Stage.COLLECTING
-                self._chore(self._collect(attempt), attempt)
+                self._agenda.chore(self._collect(attempt), attempt)
         ended = time.monotonic()
-        self._look_at = ended + _REST * (ended - began) if ended - began > 0.001 else 0.0
+        # What is being killed may grow meanwhile: then we may not rest long.
+        self._look_at = ended + (ended - began) * (1 if left else _REST) if ended - began > _CHEAP_S else 0.0
 
     def _collect(self, attempt: Attempt) -> Chore:
         by_itself = (attempt.verdict or attempt.ran()) in BY_ITSELF
@@ -383,12 +349,17 @@ class Keeper:
         del self._attempts[attempt.token]
         self._pipe.put(talk.Exited(attempt.token, attempt.result(found)))
         if attempt.discarded:
-            self._chore(self._discard(attempt.sandbox), None)
+            self._agenda.chore(self._discard(attempt.sandbox), None)
 
 
 def main(argv: list[str]) -> None:
     """Be a keeper: descriptor of the socket to the worker, nonce, serial."""
     fd, nonce, serial = int(argv[0]), argv[1], int(argv[2])
+    # What the worker was started with and did not know of is not for tasks.
+    for other in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if other > 2 and other != fd:
+            with contextlib.suppress(OSError):
+                os.close(other)
     logging.basicConfig(format="keeper %(process)d: %(message)s")
     # The worker decides when to end; a signal to the whole service is not for us.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -6,12 +6,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import msgspec
 
 from pilotq.condor import options
+from pilotq.condor.jobad import facts_of
 from pilotq.condor.options import Query
 from pilotq.condor.request import Reply, Request, raw, read_request, write_fields, write_reply
 from pilotq.errors import PilotqError, UserError
@@ -60,7 +61,6 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 _decode_ask = msgspec.msgpack.Decoder(Ask, strict=False)
-_decode_facts = msgspec.msgpack.Decoder(Facts)
 
 
 def answer(message: bytes, open_reader: Open) -> Generator[bytes, None, None]:
@@ -171,12 +171,10 @@ def clusters(ids: list[int], reader: Reader) -> list[dict[str, Any]]:
     found = []
     for cluster in reader.clusters(ids, ended=True):
         counts = Counter(dict.fromkeys(STATE_NAMES.values(), 0))
-        for state, count in reader.counts([cluster.id]).get(cluster.id, Counter()).items():
-            counts[STATE_NAMES[state]] += count
         failed = 0
-        for run in reader.history([(cluster.id, None)]):
-            counts[STATE_NAMES[run.state]] += 1
-            failed += run.state == State.DONE and _decode_facts.decode(run.facts).outcome != Outcome.OK
+        for run in chain(reader.runs(cluster), reader.history([(cluster.id, None)])):
+            counts[STATE_NAMES[run.state]] += run.count
+            failed += run.state == State.DONE and facts_of(run.facts).outcome != Outcome.OK
         common = cluster.template.common
         found.append(
             {
@@ -205,7 +203,7 @@ def tasks(wanted: TasksWanted, reader: Reader) -> list[dict[str, Any]]:
             continue
         if wanted.state == "failed" and run.state != State.DONE:
             continue
-        facts = _decode_facts.decode(run.facts) if run.facts else Facts()
+        facts = facts_of(run.facts)
         if wanted.state == "failed" and facts.outcome == Outcome.OK:
             continue
         procs = range(run.first, run.first + min(run.count, limit - len(found)))

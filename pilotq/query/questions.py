@@ -39,6 +39,12 @@ class HeadFacts(msgspec.Struct, frozen=True):
     master: MasterFacts = MasterFacts()
     workers: list[poolads.WorkerFacts] = []
 
+    @property
+    def address(self) -> str:
+        """host:port as it is shown; a master that listens on all addresses goes by its host's name."""
+        host, _, port = self.master.endpoint.rpartition(":")
+        return f"{self.schedd_name if host in ('*', '0.0.0.0', '::', '[::]', '') else host}:{port}"
+
 
 class Question:
     """One query on one snapshot.
@@ -250,7 +256,7 @@ class Question:
 
     def _table(self) -> Iterator[str]:
         query = self.query
-        yield tables.heading(self.head.schedd_name, self.head.master.endpoint, self.now, self.local)
+        yield tables.heading(self.head.schedd_name, self.head.address, self.now, self.local)
         counts: Counter[State] = Counter()
         if query.output == "totals":
             counts = self.counts()
@@ -310,7 +316,7 @@ class Question:
 
     def _analyze(self) -> Iterator[str]:
         free = sum(max(worker.cpus - worker.busy, 0) for worker in self.head.workers if worker.state == "ready")
-        yield tables.heading(self.head.schedd_name, self.head.master.endpoint, self.now, self.local)
+        yield tables.heading(self.head.schedd_name, self.head.address, self.now, self.local)
         for run, _ in self.matching():
             for proc in range(run.first, run.first + run.count):
                 yield tables.analysis(self.job(run, proc), len(self.head.workers), free)
@@ -343,12 +349,10 @@ class Question:
             by_owner = self.reader.totals()
             everybody = sum(by_owner.values(), Counter())
             if kind != "submitters":
-                ads.append(
-                    poolads.schedd_ad(head.schedd_name, head.master.endpoint, len(by_owner), everybody, self.now)
-                )
+                ads.append(poolads.schedd_ad(head.schedd_name, head.address, len(by_owner), everybody, self.now))
             if kind != "schedd":
                 for owner, counts in sorted(by_owner.items()):
-                    ads.append(poolads.submitter_ad(owner, head.schedd_name, head.master.endpoint, counts, self.now))
+                    ads.append(poolads.submitter_ad(owner, head.schedd_name, head.address, counts, self.now))
         if kind in ("machines", "any"):
             ads += poolads.machine_ads(head.workers, self.now)
         return ads

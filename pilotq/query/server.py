@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 from threading import Thread
@@ -86,13 +87,16 @@ def main() -> NoReturn:
     parser.add_argument("--socket", required=True, help="Unix socket to listen on")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Ctrl-C and a stop of the service reach every process; the master decides when we end.
+        signal.signal(number, signal.SIG_IGN)
     listener = listen(options.socket)
     commons = Commons()
     for _ in range(THREADS):
         Thread(target=serve, args=(listener, options.db, commons), daemon=True).start()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    with contextlib.suppress(OSError, KeyboardInterrupt):
+    with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
     with contextlib.suppress(OSError):

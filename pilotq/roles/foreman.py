@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pilotq.core import foreman as f
 from pilotq.core.turn import Tell
 from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, tell, wait_for_any
 from pilotq.home import private_dir, state_dir_of, write_run_file
-from pilotq.link import Dialer, Listener, prove_closed, watch_authenticator
+from pilotq.link import Dialer, Listener, prove_closed, serving
 from pilotq.roles.files import CachingRelay
 
 
@@ -33,13 +34,19 @@ class Foreman:
         self.leaving = ""
 
     async def serve(self, stop: asyncio.Event) -> int:
+        with ExitStack() as stack:
+            await self._open(stack)
+            return await self._until_the_end(stop)
+
+    async def _open(self, stack: ExitStack) -> None:
         self.context: Any = zmq.Context()
-        self.authenticator = keys.Authenticator(self.context)
-        watch_authenticator(self.authenticator)
+        stack.callback(self.context.destroy, linger=0)
+        self.authenticator = stack.enter_context(serving(keys.Authenticator(self.context)))
         pair = keys.KeyPair(self.token.public, self.token.secret)
         self.listener = Listener(
             self.context, pair, self._from_below, lambda peer: self.engine.put(f.SessionLost(peer))
         )
+        stack.callback(self.listener.close)
         self.port = self.listener.bind(self.settings.foreman_bind, self.port)
         await prove_closed(self.context, self.port, pair.public)
         self.name = f"{self.host}:{self.port}"
@@ -50,23 +57,17 @@ class Foreman:
         )
         core = f.ForemanCore(self.name, os.getpid(), __version__, read_clocks())
         self.engine = Engine(core, self._perform, f.Tick(), on_turn=Watchdog())
-        self.core = core
-        self._dial()
+        stack.callback(self.engine.close)
+        self.up: Dialer | None = None
+        stack.callback(self._hang_up)
         self.listener.start()
         state = state_dir_of(self.settings)
         run_file = write_run_file(state, f"foreman-{self.port}", role="foreman", port=self.port, version=__version__)
+        stack.callback(run_file.unlink, missing_ok=True)
         self.engine.put(f.Tick())
-        endpoint = self.up.endpoint
-        tell("foreman", "serving", {"port": self.port, "master": endpoint, "pid": os.getpid()})
+        master = f"{self.settings.master_host}:{self.settings.master_port}"
+        tell("foreman", "serving", {"port": self.port, "master": master, "pid": os.getpid()})
         notify("READY=1")
-        try:
-            return await self._until_the_end(stop)
-        finally:
-            run_file.unlink(missing_ok=True)
-            self.engine.close()
-            for part in (self.up, self.listener, self.authenticator):
-                part.close()
-            self.context.destroy(linger=0)
 
     async def _until_the_end(self, stop: asyncio.Event) -> int:
         drain_file = Path(self.settings.worker_drain_file)
@@ -82,6 +83,7 @@ class Foreman:
         return 0
 
     def _dial(self) -> None:
+        self._hang_up()
         endpoint = f"tcp://{self.settings.master_host}:{self.settings.master_port}"
         self.up = Dialer(
             self.context,
@@ -93,6 +95,10 @@ class Foreman:
         )
         self.up.start()
 
+    def _hang_up(self) -> None:
+        if self.up is not None:
+            self.up.close()
+
     def _from_below(self, peer: bytes, user: str, frames: list[bytes]) -> None:
         for session, payload in zip(frames[::2], frames[1::2], strict=True):
             if not session and len(payload) <= wire.PAYLOAD_BYTES_MAX:
@@ -103,8 +109,9 @@ class Foreman:
             self.engine.put(f.FromAbove(session, payload))
 
     def _up(self, session: bytes, payload: bytes) -> None:
-        self.up.send(session, payload)
-        self.engine.loop.call_soon(self.up.flush)
+        if self.up is not None:
+            self.up.send(session, payload)
+            self.engine.loop.call_soon(self.up.flush)
 
     def _down(self, session: bytes, payload: bytes) -> None:
         self.listener.send(session, b"", payload)
@@ -113,7 +120,8 @@ class Foreman:
     def _perform(self, actions: list[Any], _: Any) -> None:
         for action in actions:
             if isinstance(action, f.Up):
-                self.up.send(action.session, action.payload)
+                if self.up is not None:
+                    self.up.send(action.session, action.payload)
             elif isinstance(action, f.Down):
                 self.listener.send(action.session, b"", action.payload)
             elif isinstance(action, f.FileWanted):
@@ -123,15 +131,14 @@ class Foreman:
             elif isinstance(action, f.Allow):
                 self.authenticator.allowed = {public: ("worker", name) for public, name in action.keys}
                 self.files.ask_again()
-            elif isinstance(action, f.Reconnect):
-                self.up.close()
+            elif isinstance(action, f.Connect):
                 self._dial()
-                self.engine.put(f.AboveReset())
             elif isinstance(action, f.Leave):
                 self.leaving = action.reason
             elif isinstance(action, Tell):
                 tell("foreman", action.text, action.facts)
-        self.up.flush()
+        if self.up is not None:
+            self.up.flush()
         self.listener.flush()
 
 

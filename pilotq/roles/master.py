@@ -26,7 +26,7 @@ from pilotq.core.master import Limits, MasterCore
 from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, tell, wait_for_any
 from pilotq.errors import UserError
 from pilotq.home import home_of, state_dir_of, write_run_file
-from pilotq.link import Listener, prove_closed, watch_authenticator
+from pilotq.link import Listener, prove_closed, serving
 from pilotq.model import FileRef, Resources
 from pilotq.mover import BlobStore
 from pilotq.query.client import QueryProcess
@@ -78,12 +78,12 @@ class Master:
         stack.callback(self.engine.close)
         put = self.engine.put
         pair = keys.make_keys(self.home)
-        self.authenticator = keys.Authenticator(self.context)
-        stack.callback(self.authenticator.close)
-        watch_authenticator(self.authenticator)
+        self.authenticator = stack.enter_context(serving(keys.Authenticator(self.context)))
         listener = Listener(self.context, pair, performer.on_batch, lambda peer: put(t.PeerLost(peer)))
         stack.callback(listener.close)
         performer.listener = listener
+        # Before the first knock: a key that is refused once is not tried again by itself.
+        self._read_keys()
         self.port = listener.bind(settings.master_bind, settings.master_port)
         await prove_closed(self.context, self.port, pair.public)
         performer.collector = Collector(
@@ -107,7 +107,6 @@ class Master:
         await api.start(self.state / "api.sock")
         stack.push_async_callback(api.close)
         _write(self.home / "api", str(self.state / "api.sock"))
-        self._read_keys()
         listener.start()
         run_file = write_run_file(self.state, "master", role="master", port=self.port, version=__version__)
         stack.callback(run_file.unlink, missing_ok=True)

@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pilotq import __version__
 from pilotq.catalog import Report
 from pilotq.condor.submit import Site
@@ -22,6 +20,9 @@ from pilotq.daemon import Engine, read_clocks
 from pilotq.query.client import QueryProcess
 from pilotq.roles.performer import Performer
 from pilotq.roles.view import cluster_view, status_view
+
+#: Workers up to which every question to the query process brings their list along.
+HEAD_WORKERS = 50
 
 
 class Office:
@@ -41,6 +42,7 @@ class Office:
         self.core, self.engine, self.performer, self.queries = core, engine, performer, queries
         self.site, self.home, self.state, self.port = site, home, state, port
         self.started_at = time.time()
+        self._endpoint = f"{site.host}:{port}"
         self._next_reply = itertools.count(1)
 
     def _reply(self) -> tuple[int, asyncio.Future[Any]]:
@@ -86,7 +88,7 @@ class Office:
             "state_dir": str(self.state),
             "api_socket": str(self.state / "api.sock"),
             "uptime_s": round(time.time() - self.started_at, 3),
-            "master": {"pid": os.getpid(), "port": self.port},
+            "master": {"pid": os.getpid(), "endpoint": self._endpoint},
             "owner": getpass.getuser(),
             "schedd_name": self.site.schedd_name,
             "scribe": {"pid": self.performer.scribe.pid, "backlog": len(self.core.queue.finals)},
@@ -95,17 +97,15 @@ class Office:
             **status_view(self.core, read_clocks().boot),
         }
 
-    async def clusters(self, ids: list[int]) -> list[dict[str, Any]]:
-        live = [
-            cluster_view(self.core.queue.clusters[i])
-            for i in ids or self.core.queue.clusters
-            if i in self.core.queue.clusters
-        ]
-        missing = [number for number in ids if number not in self.core.queue.clusters]
-        if missing:
-            frames = [frame async for frame in self.query({"clusters": missing})]
-            live += msgspec.msgpack.decode(b"".join(frames))
-        return live
+    def head_facts(self, whole: bool) -> dict[str, Any]:
+        if whole or len(self.core.peers.workers) <= HEAD_WORKERS:
+            return self.status()
+        return {"schedd_name": self.site.schedd_name, "master": {"pid": os.getpid(), "endpoint": self._endpoint}}
+
+    def clusters(self, ids: list[int]) -> tuple[list[dict[str, Any]], list[int]]:
+        live = self.core.queue.clusters
+        wanted = ids or list(live)
+        return [cluster_view(live[i]) for i in wanted if i in live], [i for i in wanted if i not in live]
 
     def query(self, message: dict[str, Any]) -> AsyncIterator[bytes]:
         return self.queries.ask(message)

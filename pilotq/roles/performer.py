@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import msgspec
 
 from pilotq import wire
-from pilotq.condor.expressions import compiled, is_true
+from pilotq.condor.expressions import compiled, truth
 from pilotq.condor.jobad import Job, Template, body_of
 from pilotq.core import turn as t
 from pilotq.core.records import Record
+from pilotq.core.tasks import Cluster
 from pilotq.daemon import Engine, tell
 from pilotq.errors import PeerError
 from pilotq.link import Listener
-from pilotq.model import Facts, FileRef, State
+from pilotq.model import Facts, FileRef
 from pilotq.mover import BlobStore
 from pilotq.roles.collecting import Collector
 from pilotq.scribe import Scribe
@@ -173,16 +174,14 @@ class Performer:
         t.RetryNotes: lambda self, action, _: self.scribe.retry(action.ns),
     }
 
-    def evaluate(
-        self, expr: str, cluster: int, proc: int, state: State, attempt: int, facts: Facts, now: float
-    ) -> bool | None:
+    def evaluate(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: float) -> bool | None:
         """The core's evaluator: a policy expression over the job ad."""
-        template = self._templates.get(cluster)
+        number = cluster.id
+        template = self._templates.get(number)
         if template is None:
-            packed = self.engine.blocking(self.store.body, cluster)
-            template = self._templates[cluster] = Template(body_of(packed), cluster, 1)
-        job = Job(template, proc, state, attempt, facts, now, self.schedd_name)
-        value = compiled(expr).evaluate(job, now)
-        if value is True or value is False:
-            return bool(value)
-        return True if is_true(value) else (False if isinstance(value, int | float) else None)
+            packed = self.engine.blocking(self.store.body, number)
+            template = self._templates[number] = Template(body_of(packed), number, len(cluster))
+        if cluster.has_deltas:
+            template = template.with_delta(self.engine.blocking(self.store.deltas, number, [proc])[0])
+        job = Job(template, proc, cluster.state(proc), cluster.attempts[proc], facts, now, self.schedd_name)
+        return truth(compiled(expr).evaluate(job, now))

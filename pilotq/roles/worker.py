@@ -41,6 +41,9 @@ class Worker:
         self.host = socket.gethostname()
         self.folder: Folder = take_folder(settings.worker_workdir, self.host)
         self.predecessors = sweep(self.folder)
+        self.name = f"{self.host}#{os.getpid()}.{self.folder.nonce}"
+        # On disk before anybody is told: whoever comes after us can say that we are gone.
+        self.folder.announce(self.name)
         self.capacity = settings.offer(facts)
         self.endpoints = settings.endpoints()
         # Every worker begins at another foreman, and spreads its tries.
@@ -53,6 +56,7 @@ class Worker:
         settings = self.settings
         self.context: Any = zmq.Context()
         options = Options(
+            name=self.name,
             host=self.host,
             pid=os.getpid(),
             version=__version__,
@@ -215,6 +219,7 @@ class Worker:
         w.Serve: _serve,
         w.Describe: lambda self, action: self.stager.keep(action.inline),
         w.FileArrived: lambda self, action: self.stager.on_chunk(action.message),
+        w.Known: lambda self, action: self.folder.remember(self.name),
         w.Leave: _leave,
         Tell: lambda self, action: tell("worker", action.text, action.facts),
     }
@@ -222,8 +227,6 @@ class Worker:
     def _write_status(self) -> None:
         """What count-workers and `pilotq status` read, when it changed."""
         state = "draining" if self.core.draining else "ready" if self.core.welcomed else "waiting"
-        if self.core.name and self.folder.names != [self.core.name]:
-            self.folder.remember(self.core.name)
         open_slots = 0 if self.core.draining else self.core.capacity.cpus
         self.folder.show(open_slots=open_slots, tasks=len(self.core.attempts), state=state)
 

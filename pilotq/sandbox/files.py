@@ -206,9 +206,11 @@ class _Outputs:
         try:
             self._name_bytes += len(name.encode())
         except UnicodeEncodeError:
-            return self.fail(name, errno.EILSEQ, "its name is not UTF-8")
+            self.fail(name, errno.EILSEQ, "its name is not UTF-8")
+            return
         if len(self.found) >= OUTPUT_FILES_MAX or self._name_bytes > OUTPUT_NAMES_BYTES_MAX:
-            return self.fail(name, errno.E2BIG, f"more than {OUTPUT_FILES_MAX} files; pack them into one")
+            self.fail(name, errno.E2BIG, f"more than {OUTPUT_FILES_MAX} files; pack them into one")
+            return
         data: bytes | None = None
         size = status.st_size
         if not size:
@@ -217,7 +219,8 @@ class _Outputs:
             try:
                 data = _read(path, 0, size)
             except OSError as error:
-                return self.fail(name, error.errno or errno.EIO, error.strerror or str(error))
+                self.fail(name, error.errno or errno.EIO, error.strerror or str(error))
+                return
             size = len(data)
             self._inline_bytes += size
         self.found[name] = OutputFile(name, size, status.st_mode & 0o777, data)
@@ -323,6 +326,10 @@ def removing(path: str) -> Generator[None, None, None]:
     """
     failed: list[OSError] = []
     try:
+        if stat.S_ISLNK(os.lstat(path).st_mode):
+            # Put in its place by a task; what it points to is not ours to remove.
+            os.unlink(path)
+            return
         todo = yield from _emptied(path, failed)
     except FileNotFoundError:
         return

@@ -1,10 +1,10 @@
 """The folder of a host below WQ_WORKDIR: one worker's for life, and swept of what its predecessor left.
 
-    <workdir>/<hostname>/    (a second worker on the same host: <hostname>.2, and so on)
-        lock                 held by flock while the worker lives
-        worker.json          nonces of its processes, names it had
-        blobs/               kept files, by digest; they outlive the worker
-        tasks/               sandboxes
+<workdir>/<hostname>/    (a second worker on the same host: <hostname>.2, and so on)
+    lock                 held by flock while the worker lives
+    worker.json          nonces of its processes, names it had
+    blobs/               kept files, by digest; they outlive the worker
+    tasks/               sandboxes
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Folder:
         #: Names under which earlier workers of this folder were known, until the master was told.
         self.names: list[str] = []
         self._shown: dict[str, object] = {}
+        self._unsaved = False
         self._load()
 
     @property
@@ -52,16 +53,21 @@ class Folder:
     def tasks(self) -> str:
         return os.path.join(self.path, "tasks")
 
+    def announce(self, name: str) -> None:
+        """This worker's name goes beside those of its predecessors."""
+        self.names = [*self.names, name]
+        self._save()
+
     def remember(self, name: str) -> None:
         """The master calls this worker so, and was told of its predecessors."""
         self.names = [name] if name else []
-        self._save()
+        self._try_to_save()
 
     def show(self, **facts: object) -> None:
         """Put what the worker is doing into worker.json, for commands on this host to read."""
-        if facts != self._shown:
+        if facts != self._shown or self._unsaved:
             self._shown = facts
-            self._save()
+            self._try_to_save()
 
     def release(self) -> None:
         os.close(self._lock)
@@ -76,6 +82,16 @@ class Folder:
             pass
         except (ValueError, KeyError, TypeError) as error:
             log.warning("worker.json of a dead worker is damaged", extra={"folder": self.path, "error": str(error)})
+
+    def _try_to_save(self) -> None:
+        """A disk that filled up must not end a worker that runs tasks: the next `show` tries again."""
+        try:
+            self._save()
+            self._unsaved = False
+        except PilotqError as error:
+            if not self._unsaved:
+                log.warning("worker.json cannot be written", extra={"error": str(error)})
+            self._unsaved = True
 
     def _save(self) -> None:
         path = os.path.join(self.path, "worker.json")
@@ -108,9 +124,13 @@ def take_folder(workdir: str, host: str) -> Folder:
         try:
             for directory in (folder.blobs, folder.tasks):
                 os.makedirs(directory, 0o700, exist_ok=True)
+            folder._save()
         except OSError as error:
+            folder.release()
             raise _trouble(folder.path, error) from None
-        folder._save()
+        except PilotqError:
+            folder.release()
+            raise
         return folder
     raise UnavailableError(f"{FOLDERS_MAX} workers use {workdir} on {host} already", "stop one of them")
 
@@ -143,7 +163,9 @@ def _lock(path: str) -> int | None:
 
 
 def _trouble(path: str, error: OSError) -> PilotqError:
-    text = f"the scratch directory {path} cannot be used: {error.strerror}"
+    # makedirs says EEXIST when something else is there.
+    why = os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror
+    text = f"the scratch directory {path} cannot be used: {why}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UnavailableError(text, "free some space there, or set WQ_WORKDIR to another disk")
     return UserError(text, _HINT)

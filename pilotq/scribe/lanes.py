@@ -15,10 +15,10 @@ from enum import Enum, auto
 
 import msgspec
 
-THREADS = 4
+THREADS = 8
 THREADS_MAX = 64
 #: A thread that is busy with one batch for longer does not count as one.
-STUCK_S = 3.0
+STUCK_S = 5.0
 #: Items taken in before the first of them are written.
 ITEMS_MAX = 20_000
 RETRY_S = 1.0

@@ -66,7 +66,8 @@ class _Cluster:
         self.packed = packed
         self.body = body_of(packed)
         self.has_deltas = has_deltas
-        #: The places, when they are the same for every proc.
+        #: The log, and all places, when they are the same for every proc.
+        self.log: str | None = None
         self.places: Places | None = None
         self.needs: Resources | None = None
 
@@ -110,8 +111,8 @@ class Reader:
         n, number, first, count = head.n, head.cluster, head.proc, head.count
         with self._lock:
             cluster = self._cluster(number)
-        if cluster.places is not None and (cluster.places.log or count > 1):
-            key = cluster.places.log or f"cluster {number}"
+        if cluster.log is not None and (cluster.log or count > 1):
+            key = cluster.log or f"cluster {number}"
             return [
                 (key, Item(n, number, proc, min(ITEM_PROCS, first + count - proc)))
                 for proc in range(first, first + count, ITEM_PROCS)
@@ -167,9 +168,12 @@ class Reader:
         deltas = self._db.execute("select 1 from delta where cluster = ? limit 1", (number,)).fetchone()
         cluster = _Cluster(row[7], deltas is not None)
         body = cluster.body
-        texts = (body.iwd, body.log, body.stdout, body.stderr, *body.remaps, *body.remaps.values())
-        if deltas is None and not any(PROC_MARK in text for text in texts):
-            cluster.places = _places(body, number, 0)
+        if deltas is None and not any(PROC_MARK in text for text in (body.iwd, body.log)):
+            places = _places(body, number, 0)
+            cluster.log = places.log
+            texts = (body.stdout, body.stderr, *body.remaps, *body.remaps.values())
+            if not any(PROC_MARK in text for text in texts):
+                cluster.places = places
         _remember(self._clusters, number, cluster)
         return cluster
 

@@ -179,7 +179,7 @@ class SqliteStore:
         if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return StoreBroken(
                 f"{self._path} is damaged ({error})",
-                "run `pilotq store check`, and `pilotq store restore` if it finds more than single rows",
+                "put a backup in its place, or move it away to begin with an empty queue",
             )
         return StoreBroken(
             f"{self._path} cannot be used: {error} ({name})", "see that its disk is in order, and start again"

@@ -234,7 +234,7 @@ class Node:
         self.discarded: list[wire.Token] = []
         options.setdefault("idle_timeout_s", 0.0)
         capacity = Resources(slots, 1 << 30, 1 << 30)
-        self.core = WorkerCore(Options(name, 1, "test", capacity, **options), world.now)
+        self.core = WorkerCore(Options(name, name, 1, "test", capacity, **options), world.now)
         world.workers[name] = self
         self.do(w.Tick())
         world.deliver()

@@ -15,10 +15,11 @@ import msgspec
 
 import pilotq
 from pilotq.condor.request import read_fields, write_fields
-from pilotq.model import ClusterBody, Facts, State
+from pilotq.model import PROC_MARK, ClusterBody, Facts, HoldCode, Outcome, State, Usage
 
 SCHEMA = Path(pilotq.__file__).parent / "store" / "schema.sql"
 QUEUED_AT = 1_700_000_000.0
+GRID = {"JobUniverse": "9", "GridResource": '"condor ce1 ce1:9619"'}
 
 
 def body(owner: str = "alice", cmd: str = "/home/alice/agent.sh", **fields: Any) -> ClusterBody:
@@ -34,6 +35,7 @@ class Builder:
         self.path = path
         self.db = sqlite3.connect(path)
         self.db.execute("pragma journal_mode=wal")
+        self.db.execute("pragma synchronous=off")
         self.db.executescript(SCHEMA.read_text())
 
     def cluster(
@@ -86,6 +88,35 @@ class Builder:
     def _insert(self, table: str, **row: Any) -> None:
         marks = ", ".join("?" * len(row))
         self.db.execute(f"insert into {table} ({', '.join(row)}) values ({marks})", list(row.values()))
+
+
+def fill(queue: Builder) -> None:
+    """A queue with something of everything.
+
+    1: ten procs of alice: 0 running, 1 suspended, 2 assigned, 3 held, 4 staging out, 5 done and 6 cancelled and left,
+    7 done but kept, 8 and 9 never touched. 2: bob's, five untouched. 3: three procs with deltas, one of them running.
+    4: held since it was submitted. 5: all gone. 6: one grid job.
+    """
+    started = {"starts": 1, "host": "node1", "first_started_at": QUEUED_AT + 50, "last_started_at": QUEUED_AT + 50}
+    gone = {**started, "ended_at": QUEUED_AT + 100, "entered_at": QUEUED_AT + 100, "wall_s": 50.0}
+    gone["usage"] = Usage(wall_s=50.0, memory_bytes=10 << 20)
+    queue.cluster(1, 10, body(ad={"Out": f'"out.{PROC_MARK}"'}))
+    queue.task(1, 0, State.RUNNING, **started)
+    queue.task(1, 1, State.SUSPENDED, **started)
+    queue.task(1, 2, State.ASSIGNED)
+    queue.task(1, 3, State.HELD, hold_code=HoldCode.INPUT_FILE, hold_subcode=2, reason="no such file: x")
+    queue.task(1, 4, State.STAGING_OUT, outcome=int(Outcome.OK), **gone)
+    queue.ended(1, 5, State.DONE, outcome=int(Outcome.EXIT), code=3, **gone)
+    queue.ended(1, 6, State.CANCELLED, reason="via condor_rm (by user alice)")
+    queue.task(1, 7, State.DONE, outcome=int(Outcome.SIGNAL), code=9, **gone)
+    queue.cluster(2, 5, body("bob"))
+    queue.cluster(3, 3, body(), deltas=[{"ad": {"Color": f'"c{proc}"'}, "argv": ["x"]} for proc in range(3)], block=2)
+    queue.task(3, 2, State.RUNNING, **started)
+    queue.cluster(4, 2, body(hold_reason="submitted on hold at user's request"), state=State.HELD)
+    queue.cluster(5, 2, body(batch_name="old"), live=False)
+    queue.ended(5, 1, State.DONE, outcome=int(Outcome.OK), **gone)
+    queue.ended(5, 0, State.DONE, outcome=int(Outcome.OK), **gone)
+    queue.cluster(6, 1, body(ad=GRID))
 
 
 class Shown:

@@ -13,7 +13,7 @@ import zmq
 
 from pilotq import keys
 from pilotq.errors import InternalError, UserError
-from pilotq.link import Dialer, Listener, new_socket, prove_closed, watch_authenticator
+from pilotq.link import Dialer, Listener, new_socket, prove_closed, serving
 
 
 class Server:
@@ -31,9 +31,10 @@ class Server:
         self.listener = Listener(self.context, self.pair, self._on_batch, self.lost.append)
         self.port = self.listener.bind("127.0.0.1", 0)
         self.dialers: list[Dialer] = []
+        self.stack = contextlib.ExitStack()
 
     def start(self) -> None:
-        watch_authenticator(self.authenticator)
+        self.stack.enter_context(serving(self.authenticator))
         self.listener.start()
 
     def _on_batch(self, peer: bytes, user: str, frames: list[bytes]) -> None:
@@ -50,8 +51,8 @@ class Server:
         for dialer in self.dialers:
             dialer.close()
         self.listener.close()
-        with contextlib.suppress(zmq.ZMQError):
-            self.authenticator.close()
+        self.stack.close()
+        self.authenticator.close()
         self.context.destroy(linger=0)
 
 
@@ -127,7 +128,7 @@ async def test_raw_bytes_get_nothing_and_disturb_nobody(server: Server) -> None:
 
 async def test_nobody_gets_in_when_the_authenticator_is_gone(server: Server) -> None:
     server.start()
-    server.authenticator.close()
+    server.stack.close()
     lost = asyncio.Event()
     known = server.dial(server.token, lambda frames: None, lost.set)
     known.send(b"", b"I have a key of yours")

@@ -241,7 +241,7 @@ def test_a_database_that_was_cut_off_is_said_to_be_damaged(tmp_path: Path, keep:
     os.truncate(path, int(path.stat().st_size * keep) // 4096 * 4096)
     with pytest.raises(StoreBroken, match="damaged") as error:
         started(path).load()
-    assert "pilotq store" in error.value.line()
+    assert "backup" in error.value.line()
 
 
 def test_a_torn_last_transaction_is_dropped_whole(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes.util
 import os
+import re
 import shutil
 import signal
 import socket
+import string
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +72,6 @@ class Site:
             "WQ_NUM_WORKERS": "1",
             "WQ_IDLETIMEOUT": "0",
             "WQ_WORKDIR": str(folder / "scratch"),
-            "WQ_DRAIN": str(folder / "drain"),
         }
 
     def start(self, role: str, unit: str = "", **environ: str) -> subprocess.Popen[bytes]:
@@ -78,13 +80,23 @@ class Site:
             return subprocess.Popen(
                 [*before, sys.executable, "-X", "utf8", "-m", "pilotq", role],
                 cwd=ROOT,
-                env={**self.environ, **environ},
+                env={**self.environ, "WQ_DRAIN": self.drain_file(role), **environ},
                 stdout=log,
                 stderr=log,
             )
 
-    def log(self, role: str) -> str:
-        return (self.folder / f"{role}.log").read_text()
+    def drain_file(self, role: str) -> str:
+        return str(self.folder / f"drain-{role}")
+
+    def heard(self, listener: socket.socket, wanted: str, role: str, process: subprocess.Popen[bytes]) -> None:
+        """Wait until a service has said this to systemd."""
+        end = time.monotonic() + 30
+        said: list[str] = []
+        while wanted not in said:
+            log = (self.folder / f"{role}.log").read_text()
+            assert process.poll() is None and time.monotonic() < end, f"{role} said {said}, and in its log: {log}"
+            with contextlib.suppress(TimeoutError):
+                said += listener.recv(4096).decode().splitlines()
 
     def has(self, kind: str) -> bool:
         with contextlib.suppress(UnavailableError):
@@ -102,38 +114,50 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
     """The socket on which systemd listens to a service."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(30)
+        listener.settimeout(0.2)
         yield listener
 
 
-def heard(listener: socket.socket, wanted: str) -> None:
-    """Wait until a service has said this."""
-    while wanted not in listener.recv(4096).decode().splitlines():
-        pass
+def stop_as_the_unit_does(unit: str, process: subprocess.Popen[bytes], environ: dict[str, str]) -> None:
+    """Run the ExecStop= lines; they are over when the process is, which somebody has to reap for that."""
+    text = (ROOT / "systemd" / unit).read_text()
+    lines = re.findall(r"^ExecStop=(.*)$", text, re.MULTILINE)
+    assert lines
+    reaper = threading.Thread(target=process.wait)
+    reaper.start()
+    for line in lines:
+        words = string.Template(line).substitute({**environ, "MAINPID": str(process.pid)}).split()
+        subprocess.run(words, check=True, timeout=30)
+    reaper.join()
 
 
 def test_a_task_runs_and_everybody_leaves_when_told(site: Site, systemd: socket.socket) -> None:
     notify = str(systemd.getsockname())
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started.append(site.start("master", "pilotq-master.service", NOTIFY_SOCKET=notify))
-        heard(systemd, "READY=1")
-        heard(systemd, "WATCHDOG=1")
-        started.append(site.start("foreman", "pilotq-foreman@.service", NOTIFY_SOCKET=notify))
-        heard(systemd, "READY=1")
+        for role, unit in (("master", "pilotq-master.service"), ("foreman", "pilotq-foreman@.service")):
+            started.append(site.start(role, unit, NOTIFY_SOCKET=notify))
+            site.heard(systemd, "READY=1", role, started[-1])
+            site.heard(systemd, "WATCHDOG=1", role, started[-1])
         until(lambda: site.has("foremen"), "the foreman")
         started.append(site.start("worker"))
         until(lambda: site.has("workers"), "the worker")
 
         output = site.folder / "out.txt"
-        text = f"executable = /bin/sh\narguments = -c 'echo here'\noutput = {output}\nlog = {site.folder}/log\nqueue\n"
-        command = [str(ROOT / "fakecondor" / "condor_submit"), "-"]
+        text = (
+            f"executable = /bin/sh\narguments = \"-c 'echo here'\"\noutput = {output}\nlog = {site.folder}/log\nqueue\n"
+        )
+        command = [str(ROOT / "fakecondor" / "condor_submit")]
         said = subprocess.run(
             command, input=text, env=site.environ, capture_output=True, text=True, timeout=30, check=False
         )
         assert "1 job(s) submitted to cluster 1." in said.stdout, said.stderr
         until(lambda: output.exists() and output.read_text() == "here\n", "the output")
 
+        worker = started.pop()
+        stop_as_the_unit_does("pilotq-worker@.service", worker, {"WQ_DRAIN": site.drain_file("worker")})
+        assert worker.wait(20) == 0
+        assert "worker: drained" in (site.folder / "worker.log").read_text()
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0

@@ -83,8 +83,12 @@ class Parts(Home):
         self.processes[name] = process
         return process
 
-    def start_all(self, slots: int = 2, foremen: int = 2) -> None:
+    def start_master(self) -> None:
         self.start("master")
+        wait_for("the master", self.status_or_none)
+
+    def start_all(self, slots: int = 2, foremen: int = 2) -> None:
+        self.start_master()
         for index in range(foremen):
             self.start(f"foreman{index}")
         self.start("worker0", WQ_NUM_WORKERS=str(slots))

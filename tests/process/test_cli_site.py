@@ -6,12 +6,13 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pools import Home
+from pools import ROOT, Home
 
 from pilotq.cli.processes import Process, read_json, to_process
 from pilotq.keys import make_keys
@@ -91,6 +92,52 @@ def test_counts_of_three_foremen_and_five_workers(node: Node) -> None:
     assert not node.loops("foreman")
     assert not Path(node.environ["WQ_DRAIN"]).exists(), "others may look at it, too"
     assert "nothing to stop" in node("stop-foremen")
+
+
+@pytest.fixture
+def master(node: Node) -> Iterator[subprocess.Popen[str]]:
+    """What `alien_work_queue --job-wrapper etc/alien_job_wrapper.sh` runs."""
+    wrapper = str(ROOT / "etc" / "alien_job_wrapper.sh")
+    words = ["site", "master", "--job-wrapper", wrapper, "--work-dir", str(node.path)]
+    log = (node.path / "master.log").open("w")
+    process = subprocess.Popen(node.command(*words), env=node.environ, stderr=log, text=True)
+    yield process
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+def submit(node: Node) -> None:
+    """The job of alien-workqueue's own test, which does not wait for anything to be ready."""
+    node.call(["sh", "-c", "printf '#!/bin/sh\nenv >env.out; echo pid $$; sleep 0.1\n' >job; chmod +x job"])
+    text = """
+        cmd = job
+        output = job.out
+        transfer_output_files = env.out
+        environment = FILTERED_OUT=1;ALIEN_X=two words;CONDOR_ID=$(Cluster).$(Process)
+        queue
+    """
+    done = node.condor("condor_submit", stdin=text, AWQ_WORKDIR=str(node.path), PILOTQ_HOME="")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_acceptance_test_of_alien_workqueue(node: Node, master: subprocess.Popen[str]) -> None:
+    node("start-foremen")
+    node("start-workers")
+    submit(node)
+    until(lambda: node("count-foremen") == "3" and node("count-workers") == "5")
+    output = node.path.parent / "env.out"
+    until(lambda: (node.path.parent / "job.out").exists() and output.exists())
+    seen = output.read_text().splitlines()
+    assert "ALIEN_X=two words" in seen
+    assert not [line for line in seen if line.startswith(("FILTERED_OUT", "CONDOR_ID="))]
+
+
+def test_workers_of_the_master_itself(node: Node, master: subprocess.Popen[str]) -> None:
+    direct = {"WQ_NUM_FOREMEN": "1", "WQ_FOREMEN": "localhost", "WQ_MASTER_BASEPORT": node.environ["WQ_MASTER"][10:]}
+    node("start-workers", **direct)
+    submit(node)
+    until((node.path.parent / "job.out").exists)
+    assert node("count-foremen") == "0"
 
 
 def test_one_more_worker_for_the_slots_that_are_missing(node: Node) -> None:

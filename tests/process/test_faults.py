@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from parts import Parts, marked, wait_for
 
 pytestmark = pytest.mark.timeout(240)
@@ -45,7 +46,7 @@ def test_kill_anything_during_500_tasks(parts: Parts) -> None:
     assert endings(parts.cwd / "all.log") == Counter(range(500))
     assert len(list(parts.cwd.glob("out.*"))) == 500
     assert parts.end("worker0") == 0
-    assert not [path for path in (parts.path / "work").glob("*/tasks/*")], "no sandbox is left"
+    assert not list((parts.path / "work").glob("*/tasks/*")), "no sandbox is left"
 
 
 def test_master_away_for_20_s_restarts_nothing(parts: Parts) -> None:
@@ -95,7 +96,9 @@ def test_workers_move_when_their_foreman_dies_and_keep_their_tasks(parts: Parts)
 
     def moved() -> bool:
         worker = parts.status()["workers"][0]
-        return worker["state"] == "ready" and worker["foreman"] not in ("", f"x:{port}") and port not in worker["foreman"]
+        return (
+            worker["state"] == "ready" and worker["foreman"] not in ("", f"x:{port}") and port not in worker["foreman"]
+        )
 
     wait_for("the worker to move", moved)
     parts.start(used)
@@ -105,7 +108,7 @@ def test_workers_move_when_their_foreman_dies_and_keep_their_tasks(parts: Parts)
 
 
 def test_a_worker_can_connect_to_the_master_itself(parts: Parts) -> None:
-    parts.start("master")
+    parts.start_master()
     parts.start("worker0", WQ_NUM_FOREMEN="1", WQ_FOREMEN="127.0.0.1", WQ_MASTER_BASEPORT=str(parts.master_port))
     wait_for("the worker", lambda: parts.status_or_none() and parts.status()["workers"])
     assert parts.status()["workers"][0]["foreman"] == ""
@@ -115,8 +118,7 @@ def test_a_worker_can_connect_to_the_master_itself(parts: Parts) -> None:
 
 
 def test_started_before_the_master_they_wait_and_say_so(parts: Parts) -> None:
-    parts.start("master")
-    wait_for("the tokens", lambda: (parts.path / "worker.token").exists() and parts.status_or_none())
+    parts.start_master()
     assert parts.end("master") == 0
     parts.start("foreman0")
     parts.start("worker0", WQ_NUM_FOREMEN="1")
@@ -128,17 +130,16 @@ def test_started_before_the_master_they_wait_and_say_so(parts: Parts) -> None:
 def test_missing_token_and_occupied_port_are_one_line(parts: Parts) -> None:
     assert parts.start("worker0").wait(20) == 2
     assert re.fullmatch(r"pilotq: no worker token: [^\n]*worker.token[^\n]*\n", parts.log("worker0"))
-    parts.start("master")
-    wait_for("the master", parts.status_or_none)
-    other = Parts(parts.path.parent / "other") if (parts.path.parent / "other").mkdir() is None else parts
+    parts.start_master()
+    (parts.path.parent / "other").mkdir()
+    other = Parts(parts.path.parent / "other")
     other.environ["WQ_MASTER"] = parts.environ["WQ_MASTER"]
     assert other.start("master").wait(20) == 2
     assert re.fullmatch(r"pilotq: cannot listen on [^\n]*\n", other.log("master"))
 
 
 def test_a_second_master_on_the_same_home_is_refused(parts: Parts) -> None:
-    parts.start("master")
-    wait_for("the master", parts.status_or_none)
+    parts.start_master()
     second = parts.start("master1")
     assert second.wait(20) != 0
     assert parts.log("master1").count("\n") == 1
@@ -193,9 +194,8 @@ def test_drain_of_the_master(parts: Parts) -> None:
 
 
 def test_single_task_and_idle_timeout(parts: Parts) -> None:
-    parts.start("master")
+    parts.start_master()
     parts.start("foreman0")
-    wait_for("the master", parts.status_or_none)
     cluster = parts.submit("executable = /bin/true\nqueue 3\n")
     single = parts.start("worker0", WQ_SINGLETASK="1", WQ_NUM_WORKERS="2", WQ_NUM_FOREMEN="1")
     assert single.wait(30) == 0
@@ -211,7 +211,7 @@ def test_a_killed_worker_leaves_nothing_when_it_is_started_again(parts: Parts) -
         "executable = /bin/sh\ntransfer_executable = false\n"
         f"arguments = \"-c 'echo start >> {parts.cwd}/starts; (setsid sleep 300 &) ; sleep 3'\"\nlog = l\nqueue\n"
     )
-    wait_for("it to run", lambda: (parts.cwd / "starts").exists())
+    wait_for("it to run", (parts.cwd / "starts").exists)
     parts.kill9("worker0")
     parts.start("worker0", WQ_NUM_WORKERS="1")
     parts.wait_done(cluster)

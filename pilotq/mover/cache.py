@@ -1,0 +1,164 @@
+"""Copies of kept files on a node, and asking for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from pilotq import wire
+from pilotq.errors import PeerError
+from pilotq.mover.pieces import WINDOW, Pieces, ask, checked, is_digest, piece
+
+
+class _Part:
+    """A file of a cache that is not whole yet. Its hash grows with it as long as the pieces come in order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._hash = hashlib.sha256()
+        self._hashed_bytes = 0
+
+    def write(self, offset: int, data: bytes) -> None:
+        os.pwrite(self.descriptor, data, offset)
+        if offset == self._hashed_bytes:
+            self._hash.update(data)
+            self._hashed_bytes += len(data)
+
+    def digest(self) -> str:
+        while data := os.pread(self.descriptor, 1 << 20, self._hashed_bytes):
+            self._hash.update(data)
+            self._hashed_bytes += len(data)
+        return self._hash.hexdigest()
+
+
+class Cache:
+    """Copies of kept files on a node, for one process; a file has its name only when its content is right."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in folder.glob("*.part"):
+            leftover.unlink()
+        #: Sizes, least recently used first.
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        for path in folder.iterdir():
+            if is_digest(path.name):
+                self._sizes[path.name] = path.stat().st_size
+        self._parts: dict[str, _Part] = {}
+
+    def has(self, digest: str) -> bool:
+        if digest not in self._sizes:
+            return False
+        self._sizes.move_to_end(digest)
+        return True
+
+    def read(self, digest: str, offset: int, length: int) -> tuple[int, bytes]:
+        """Size of a file and a piece of it; size -1 when it is not here."""
+        return piece(self.folder / digest, offset, length) if digest in self._sizes else (-1, b"")
+
+    def keep(self, digest: str, data: bytes) -> None:
+        """Keep a whole file.
+
+        Raises: PeerError when the content is another one; OSError.
+        """
+        if self.has(digest):
+            return
+        self.write(digest, 0, data)
+        if not self.finish(digest):
+            raise PeerError(f"file {digest[:12]} came with another content")
+
+    def write(self, digest: str, offset: int, data: bytes) -> None:
+        part = self._parts.get(checked(digest))
+        if part is None:
+            part = self._parts[digest] = _Part(self.folder / f"{digest}.part")
+        part.write(offset, data)
+
+    def finish(self, digest: str) -> bool:
+        """All pieces are there; False, and gone, when the content is another one."""
+        part = self._parts.pop(digest)
+        try:
+            is_right = part.digest() == digest
+            size = os.fstat(part.descriptor).st_size
+        finally:
+            os.close(part.descriptor)
+        if is_right:
+            part.path.chmod(0o400)
+            part.path.replace(self.folder / digest)
+            self._sizes[digest] = size
+        else:
+            part.path.unlink()
+        return is_right
+
+    def give_up(self, digest: str) -> None:
+        """Forget the pieces of a file that will not come."""
+        part = self._parts.pop(digest, None)
+        if part is not None:
+            os.close(part.descriptor)
+            part.path.unlink(missing_ok=True)
+
+    def drop(self, digest: str) -> None:
+        if self._sizes.pop(digest, None) is not None:
+            (self.folder / digest).unlink(missing_ok=True)
+
+    def trim(self, limit_bytes: int, in_use: Container[str] = ()) -> None:
+        """Drop what was not used for longest, until the rest is within the limit."""
+        excess = sum(self._sizes.values()) - limit_bytes
+        for digest, size in list(self._sizes.items()):
+            if excess <= 0:
+                return
+            if digest not in in_use:
+                self.drop(digest)
+                excess -= size
+
+
+class Fetcher:
+    """Asks for files that are wanted, a window of pieces at a time, and goes on where a lost session stopped."""
+
+    def __init__(self, cache: Cache, window: int = WINDOW) -> None:
+        self.cache = cache
+        self._window = window
+        self._wanted: dict[str, Pieces] = {}
+
+    def want(self, digest: str, size: int = -1) -> None:
+        """Fetch a file; to want it twice does no harm."""
+        if digest not in self._wanted and not self.cache.has(digest):
+            self._wanted[checked(digest)] = Pieces(size)
+
+    def requests(self) -> Iterator[wire.Get]:
+        """What to ask for now."""
+        for digest, offset in ask(self._wanted.items(), self._window):
+            yield wire.Get(digest, offset)
+
+    def on_chunk(self, chunk: wire.Chunk) -> tuple[str, str] | None:
+        """Take a piece: (digest, "") when its file is whole, (digest, reason) when it cannot be had."""
+        pieces = self._wanted.get(chunk.digest)
+        if pieces is None or chunk.offset not in pieces.asked:
+            return None
+        reason = ""
+        if chunk.size < 0:
+            reason = "an input file is not kept on the head any more"
+        elif pieces.size not in (-1, chunk.size):
+            reason = "an input file has another size than was said"
+        else:
+            pieces.size = chunk.size
+            try:
+                self.cache.write(chunk.digest, chunk.offset, chunk.data)
+                pieces.arrived(chunk.offset)
+                if not pieces.is_whole:
+                    return None
+                if not self.cache.finish(chunk.digest):
+                    reason = "an input file came damaged"
+            except OSError as error:
+                reason = f"an input file cannot be kept: {error.strerror}"
+        del self._wanted[chunk.digest]
+        self.cache.give_up(chunk.digest)
+        return chunk.digest, reason
+
+    def restart(self) -> None:
+        """The session is new: what was asked for will not come."""
+        for pieces in self._wanted.values():
+            pieces.restart()

@@ -1,0 +1,103 @@
+"""Outputs of ended attempts on the head, and pulling them from their workers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from pilotq import wire
+from pilotq.model import OutputFile
+from pilotq.mover.pieces import WINDOW, Pieces, ask, sync_path
+
+_NAME = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+
+
+class Spool:
+    """Outputs of ended attempts on the head, until the scribe has written them: `<attempt>/<index of the output>`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, token: wire.Token) -> Path:
+        return self.folder / f"{token.cluster}.{token.proc}.{token.attempt}"
+
+    def discard(self, token: wire.Token) -> None:
+        shutil.rmtree(self.path(token), ignore_errors=True)
+
+    def sweep(self, keep: Container[wire.Token]) -> None:
+        """At the start: remove all but these; what was half pulled is pulled again."""
+        for path in self.folder.iterdir():
+            found = _NAME.fullmatch(path.name)
+            if found and wire.Token(*map(int, found.groups())) not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class Pulling:
+    """The outputs of one attempt on their way into the spool: those without data of their own."""
+
+    def __init__(self, spool: Spool, token: wire.Token, outputs: list[OutputFile]) -> None:
+        """Begin anew, whatever is in the spool.
+
+        Raises: OSError.
+        """
+        self.token = token
+        self._folder = spool.path(token)
+        spool.discard(token)
+        self._folder.mkdir(mode=0o700)
+        self._index: dict[str, int] = {}
+        self._pieces: dict[str, Pieces] = {}
+        for index, output in enumerate(outputs):
+            if output.data is None and output.size_bytes > 0:
+                self._index[output.name] = index
+                self._pieces[output.name] = Pieces(output.size_bytes)
+
+    def requests(self, window: int = WINDOW) -> Iterator[wire.Pull]:
+        """What to ask for now."""
+        for name, offset in ask(self._pieces.items(), window):
+            yield wire.Pull(self.token, name, offset)
+
+    def on_data(self, data: wire.Data) -> str | None:
+        """Take a piece: None: go on; "": all is there; else why it cannot be had.
+
+        Raises: OSError when the head's disk does not take it.
+        """
+        pieces = self._pieces.get(data.name)
+        if pieces is None or data.offset not in pieces.asked:
+            return None
+        if data.missing:
+            return f"output {data.name} is not on the worker any more"
+        if len(data.data) != pieces.length(data.offset):
+            return f"output {data.name} has another size than its worker said"
+        self._write(self._index[data.name], data.offset, data.data)
+        pieces.arrived(data.offset)
+        return "" if self.is_whole else None
+
+    @property
+    def is_whole(self) -> bool:
+        return all(pieces.is_whole for pieces in self._pieces.values())
+
+    def restart(self) -> None:
+        """The way to the worker is new: what was asked for will not come."""
+        for pieces in self._pieces.values():
+            pieces.restart()
+
+    def sync(self) -> None:
+        """Make it durable; for a thread, it may take long.
+
+        Raises: OSError.
+        """
+        for path in (*self._folder.iterdir(), self._folder, self._folder.parent):
+            sync_path(path)
+
+    def _write(self, index: int, offset: int, data: bytes) -> None:
+        descriptor = os.open(self._folder / str(index), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.pwrite(descriptor, data, offset) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,156 @@
+"""The reader against a plain model of the queue, and what a question looks at."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from query_store import Builder, body
+
+from pilotq.condor.jobad import Job
+from pilotq.condor.options import Query, parse
+from pilotq.condor.request import Request
+from pilotq.model import CONDOR_STATUS, ENDED, Outcome, State
+from pilotq.query.questions import HeadFacts, Question
+from pilotq.query.reader import Commons, Reader, Run
+
+LIVE = [state for state in State if state not in ENDED]
+#: Of a proc: None untouched, a state with a row, or one with which it left the queue.
+PROC = st.one_of(st.none(), st.sampled_from(LIVE), st.sampled_from([State.DONE, State.CANCELLED]))
+CLUSTERS = st.lists(
+    st.tuples(st.sampled_from(["alice", "bob"]), st.sampled_from([State.IDLE, State.HELD]), st.lists(PROC, max_size=7)),
+    max_size=4,
+)
+Model = dict[tuple[int, int], tuple[str, State]]
+
+
+def built(where: Path, clusters: list[tuple[str, State, list[State | None]]]) -> Model:
+    """A store of these clusters; (cluster, proc) -> (owner, state) of what is in the queue."""
+    queue = Builder(where / "q.db")
+    model: Model = {}
+    for number, (owner, untouched, procs) in enumerate(clusters, 1):
+        count = len(procs) + 2
+        queue.cluster(number, count, body(owner), state=untouched)
+        for proc, state in enumerate([*procs, None, None]):
+            if state in ENDED:
+                queue.ended(number, proc, state, outcome=int(Outcome.OK))
+                continue
+            if state is not None:
+                queue.task(number, proc, state)
+            model[number, proc] = (owner, state or untouched)
+    return model
+
+
+def expanded(runs: Iterator[Run]) -> list[tuple[int, int, State]]:
+    return [(run.cluster.id, proc, run.state) for run in runs for proc in range(run.first, run.first + run.count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(CLUSTERS)
+def test_the_reader_agrees_with_a_model(clusters: list[tuple[str, State, list[State | None]]]) -> None:
+    with TemporaryDirectory() as where:
+        model = built(Path(where), clusters)
+        expected = sorted((number, proc, state) for (number, proc), (_, state) in model.items())
+        reader = Reader(f"{where}/q.db", Commons())
+        for bare in (False, True):
+            assert expanded(reader.queue(lambda _, bare=bare: bare)) == expected
+            found = [run for cluster in reader.clusters() for run in reader.runs(cluster, bare=bare)]
+            assert expanded(iter(found)) == expected
+        bare_runs = list(reader.queue(lambda _: True))
+        for one, next_one in pairwise(bare_runs):
+            at_once = one.cluster.id == next_one.cluster.id and one.first + one.count == next_one.first
+            assert not (at_once and one.state == next_one.state)
+        for cluster in reader.clusters():
+            for proc in range(cluster.count + 1):
+                states = [state for _, _, state in expanded(reader.runs(cluster, proc))]
+                assert states == ([model[cluster.id, proc][1]] if (cluster.id, proc) in model else [])
+        by_cluster: dict[int, Counter[State]] = {}
+        by_owner: dict[str, Counter[State]] = {}
+        for (number, _), (owner, state) in model.items():
+            by_cluster.setdefault(number, Counter())[state] += 1
+            by_owner.setdefault(owner, Counter())[state] += 1
+        assert {number: counts for number, counts in reader.counts().items() if counts} == by_cluster
+        assert reader.counts([1, 99]).get(1, Counter()) == by_cluster.get(1, Counter())
+        assert reader.totals() == by_owner
+        reader.close()
+
+
+class CountingReader(Reader):
+    """How many tasks were looked at one by one."""
+
+    looked = 0
+
+    def job(self, run: Run, proc: int, now: float, site: str) -> Job:
+        self.looked += 1
+        return super().job(run, proc, now, site)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100,000 idle tasks, and 300 running ones among 1000 of another cluster."""
+    path = tmp_path_factory.mktemp("many") / "q.db"
+    queue = Builder(path).cluster(1, 100_000).cluster(2, 1000)
+    for proc in range(100, 400):
+        queue.task(2, proc, State.RUNNING, host="node1")
+    return path
+
+
+def asked(path: Path, *words: str) -> tuple[str, int]:
+    reader = CountingReader(str(path), Commons())
+    query = parse(Request(tool="condor_q", argv=list(words)))
+    assert isinstance(query, Query)
+    question = Question(query, reader, HeadFacts(), now=time.time(), local=time.localtime)
+    text = "".join(question.answer())
+    reader.close()
+    return text, reader.looked
+
+
+def test_counting_looks_at_no_task(many: Path) -> None:
+    text, looked = asked(many, "-totals")
+    assert "Total for query: 101000 jobs; 0 completed, 0 removed, 100700 idle, 300 running" in text
+    assert looked == 0
+    text, looked = asked(many, "-totals", "-const", "JobStatus == 1 && time() > QDate")
+    assert "Total for query: 100700 jobs" in text
+    assert looked == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (("-format", "%s\\n", "OWNER", "-const", "JobStatus == 1 || JobStatus == 2"), 101_000),
+        (("-format", "%s\\n", "OWNER", "-const", "JobStatus == 1"), 100_700),
+        (("-const", "JobStatus < 3", "-af", "JobStatus", "GridResource"), 101_000),
+        (("-af", "Owner", "ClusterId", "-limit", "50000"), 50_000),
+    ],
+)
+def test_lines_that_are_alike_are_made_once(many: Path, words: tuple[str, ...], lines: int) -> None:
+    text, looked = asked(many, *words)
+    assert text.count("\n") == lines
+    # Neighbours in one state are one run: idle, idle, running, idle.
+    assert looked <= 4
+
+
+def test_one_job_is_found_without_looking_at_others(many: Path) -> None:
+    for words in (("1.77777",), ("-const", "ClusterId == 1 && ProcId == 77777")):
+        text, looked = asked(many, *words, "-af", "ProcId", "Cmd")
+        assert text == "77777 /home/alice/agent.sh\n"
+        assert looked == 1
+
+
+def test_what_needs_facts_is_asked_only_where_there_are_some(many: Path) -> None:
+    text, looked = asked(many, "-const", 'RemoteHost == "slot1@node1"', "-af", "ClusterId")
+    assert text.count("\n") == 300
+    assert looked == 300 + 3
+
+
+def test_statuses_are_those_of_the_states(tmp_path: Path) -> None:
+    model = built(tmp_path, [("alice", State.IDLE, list(LIVE))])
+    text, _ = asked(tmp_path / "q.db", "-af", "JobStatus")
+    assert [int(line) for line in text.splitlines()] == [CONDOR_STATUS[state] for _, state in model.values()]
