@@ -81,11 +81,15 @@ def _imported(job: Job, wanted: str) -> dict[str, str]:
             for pattern in patterns:
                 if fnmatch.fnmatchcase(name, pattern.removeprefix("!")):
                     chosen = not pattern.startswith("!")
-            # What a shell cannot have set by `A=1` is no variable to be handed on: functions of bash, for one.
-            if chosen and name and "\n" not in value and not name.startswith("BASH_FUNC"):
+            # Functions of bash, lines, and bytes that are no text are not for the world outside.
+            if chosen and name and "\n" not in value and not name.startswith("BASH_FUNC") and _is_text(name + value):
                 found[name] = value
         job.imported[wanted] = found
     return job.imported[wanted]
+
+
+def _is_text(value: str) -> bool:
+    return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)
 
 
 def on_commands(job: Job, parts: Parts) -> None:

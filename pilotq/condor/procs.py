@@ -16,7 +16,7 @@ import msgspec
 from pilotq.condor import attributes, payload, transfers
 from pilotq.condor.job import Job, Parts
 from pilotq.condor.jobfile import job_file
-from pilotq.condor.lexer import SubmitError
+from pilotq.condor.lexer import SubmitError, shown
 from pilotq.condor.macro_functions import NeedsProc
 from pilotq.condor.queue import Rows
 from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Description, Submission
@@ -62,8 +62,18 @@ _FORM_LONGEST = 3000
 #: Procs that differ.
 DELTAS_MAX = 2_000_000
 
-_pack = msgspec.msgpack.Encoder().encode
-_NO_CHANGE = _pack({})
+_encode = msgspec.msgpack.Encoder().encode
+_NO_CHANGE = _encode({})
+
+
+def _pack(value: Any) -> bytes:
+    """Raises: SubmitError for text that is not UTF-8, as no message could carry it."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError as error:
+        raise SubmitError(
+            f"names and values that are not UTF-8 are not supported by pilotq: {shown(error.object)}"
+        ) from None
 
 
 class _Cluster:
@@ -340,4 +350,6 @@ def _submission(cluster: _Cluster, job: Job) -> Submission:
         ad |= parts.ad
     made = ClusterBody(**body, ad=ad)
     description["job_ad"] = job_file(made, job.site)
-    return Submission(made, Description(**description), cluster.count, cluster.deltas)
+    submission = Submission(made, Description(**description), cluster.count, cluster.deltas)
+    _pack((submission.body, submission.description))
+    return submission

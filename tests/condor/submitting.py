@@ -62,7 +62,7 @@ class User:
             answers = answers | {want: self.answer(*want) for want in result.wants}
         raise AssertionError("it never has enough")
 
-    def one(self, text: str, *argv: str) -> Submission:
+    def one(self, text: str | bytes, *argv: str) -> Submission:
         """The only cluster of a plan."""
         plan = self.submit(text, *argv)
         assert isinstance(plan, Plan), plan.err

@@ -26,7 +26,8 @@ def test_a_job_becomes_a_description_for_the_worker_and_a_body_for_the_head() ->
     user = User()
     user.files |= {f"{HOME}/data/in.txt": b"in", f"{HOME}/a.txt": b"a", f"{HOME}/log": None}
     text = plain(
-        'arguments = "one \'two words\' \'\'"\nenvironment = "A=1 B=\'x y\'"\ninput = data/in.txt\noutput = out.$(Process)\n'
+        "arguments = \"one 'two words' ''\"\nenvironment = \"A=1 B='x y'\"\n"
+        "input = data/in.txt\noutput = out.$(Process)\n"
         "error = err\nlog = log/$(Cluster).log\ntransfer_input_files = a.txt\ntransfer_output_files = r1, sub/r2\n"
         "request_cpus = 2\nrequest_memory = 1.5G\nrequest_disk = 3M\npriority = 4\n"
     )
@@ -36,7 +37,9 @@ def test_a_job_becomes_a_description_for_the_worker_and_a_body_for_the_head() ->
     assert description.argv == ["./condor_exec.exe", "one", "two words", ""]
     assert description.env == {"A": "1", "B": "x y"}
     files = {file.name: file for file in description.files}
-    assert files["condor_exec.exe"] == FileRef("condor_exec.exe", hashlib.sha256(SCRIPT).hexdigest(), len(SCRIPT), 0o755)
+    assert files["condor_exec.exe"] == FileRef(
+        "condor_exec.exe", hashlib.sha256(SCRIPT).hexdigest(), len(SCRIPT), 0o755
+    )
     assert set(files) == {"condor_exec.exe", "a.txt", "in.txt"}
     assert description.stdin == "in.txt"
     assert (description.keep_stdout, description.keep_stderr, description.merge) == (True, True, False)
@@ -56,7 +59,7 @@ def test_a_job_becomes_a_description_for_the_worker_and_a_body_for_the_head() ->
 
 
 def test_the_job_ad_file_is_sorted_old_text_with_the_numbers_as_marks() -> None:
-    submission = User().one(plain("+Flavour = \"a \\\"b\\\"\"\nlog = l.$(Process)\n"))
+    submission = User().one(plain('+Flavour = "a \\"b\\""\nlog = l.$(Process)\n'))
     lines = proc(submission, 0, 12)[0].job_ad.splitlines()
     assert lines == sorted(lines, key=str.lower)
     for line in ("ClusterId = 12", "ProcId = 0", 'Owner = "bob"', 'Flavour = "a \\"b\\""', f'UserLog = "{HOME}/l.0"'):
@@ -141,15 +144,22 @@ def test_an_initial_directory_is_where_all_but_the_executable_is() -> None:
     assert ("store", f"{HOME}/job.sh") in user.wants and ("store", f"{HOME}/sub/in") in user.wants
 
 
-def test_paths_with_blanks_and_any_bytes() -> None:
+def test_paths_with_blanks_and_beyond_ascii() -> None:
     user = User()
-    odd = "größe \udcff x"
+    odd = "größe 粒子 x"
     user.files |= {f"{HOME}/{odd}/a b": b"x", f"{HOME}/{odd}/run me": SCRIPT}
     text = f"executable = {odd}/run me\ninitialdir = {odd}\ntransfer_input_files = a b\noutput = o ü\nqueue\n"
     submission = user.one(text)
     assert submission.body.stdout == f"{HOME}/{odd}/o ü"
     assert {file.name for file in submission.description.files} == {"condor_exec.exe", "a b"}
     assert ("store", f"{HOME}/{odd}/run me") in user.wants
+
+
+def test_bytes_that_are_no_text_are_refused_where_they_count_and_nowhere_else() -> None:
+    user = User(env={"BAD": "\udcff", "GOOD": "ä"})
+    assert user.one(b"# gr\xf6\xdfe\nexecutable = job.sh\ngetenv = true\nqueue\n").description.env == {"GOOD": "ä"}
+    assert "not UTF-8" in user.refused(b"executable = job.sh\noutput = gr\xf6\xdfe\nqueue\n")
+    assert "not UTF-8" in user.refused(b"executable = job.sh\narguments = $(x)\nqueue x in (a \xf6)\n")
 
 
 @pytest.mark.parametrize(("program", "argv0"), [("/bin/sh", "/bin/sh"), ("bin/x", "bin/x"), ("x", "./x")])
@@ -162,12 +172,16 @@ def test_an_executable_on_the_node(program: str, argv0: str) -> None:
 
 
 def test_commands_before_and_after() -> None:
-    description = User().one(
-        plain(
-            '+PreCmd = "pre.sh"\n+PreArguments = "a \'b c\'"\n+PreEnvironment = "X=1 Y=\'2 3\'"\n'
-            '+PostCmd = "/bin/post"\n+PostArgs = "old style"\n+SuccessPostExitCode = 3\n'
+    description = (
+        User()
+        .one(
+            plain(
+                '+PreCmd = "pre.sh"\n+PreArguments = "a \'b c\'"\n+PreEnvironment = "X=1 Y=\'2 3\'"\n'
+                '+PostCmd = "/bin/post"\n+PostArgs = "old style"\n+SuccessPostExitCode = 3\n'
+            )
         )
-    ).description
+        .description
+    )
     assert description.pre is not None and description.post is not None
     assert (description.pre.argv, description.pre.env) == (["./pre.sh", "a", "b c"], {"X": "1", "Y": "2 3"})
     assert description.pre.success_code is None
@@ -197,12 +211,17 @@ def test_signals_and_grace() -> None:
 
 
 def test_policies_are_kept_as_they_are_written() -> None:
-    body = User().one(
-        plain(
-            "periodic_hold = JobStatus==2 && (CurrentTime-QDate)>60\nperiodic_remove = false\non_exit_remove = TRUE\n"
-            "on_exit_hold = ExitCode > 3\nleave_in_queue = JobStatus == 4\nperiodic_hold_reason = \"why\"\n"
+    body = (
+        User()
+        .one(
+            plain(
+                "periodic_hold = JobStatus==2 && (CurrentTime-QDate)>60\n"
+                "periodic_remove = false\non_exit_remove = TRUE\n"
+                'on_exit_hold = ExitCode > 3\nleave_in_queue = JobStatus == 4\nperiodic_hold_reason = "why"\n'
+            )
         )
-    ).body
+        .body
+    )
     assert body.policies == {
         "periodic_hold": "JobStatus==2 && (CurrentTime-QDate)>60",
         "on_exit_hold": "ExitCode > 3",
@@ -290,7 +309,7 @@ def test_what_is_kept_but_not_done_is_said(line: str, word: str) -> None:
 
 
 def test_requirements_are_kept_with_what_condor_adds() -> None:
-    ad = User().one(plain("requirements = Arch == \"ARM\"\nrequest_gpus = 1\nrank = Memory\n")).body.ad
+    ad = User().one(plain('requirements = Arch == "ARM"\nrequest_gpus = 1\nrank = Memory\n')).body.ad
     assert ad["Requirements"].startswith('(Arch == "ARM") && (TARGET.OpSys == "LINUX") && ')
     assert "(TARGET.GPUs >= RequestGPUs)" in ad["Requirements"] and ad["Rank"] == "Memory"
 
@@ -309,15 +328,15 @@ def test_requirements_are_kept_with_what_condor_adds() -> None:
         ("", 'ERROR: "job.sub" doesn\'t contain any "queue" commands -- no jobs queued'),
         (plain("initialdir = none\n"), f"ERROR: No such directory: {HOME}/none"),
         (plain("initialdir = job.sh\n"), f"ERROR: No such directory: {HOME}/job.sh"),
-        (plain("input = none\n"), f"ERROR: Can't open \"{HOME}/none\"  with flags 00 (No such file or directory)"),
+        (plain("input = none\n"), f'ERROR: Can\'t open "{HOME}/none"  with flags 00 (No such file or directory)'),
         (
             plain("transfer_input_files = job.sh, none\n"),
-            f"ERROR: Can't open \"{HOME}/none\"  with flags 00 (No such file or directory)",
+            f'ERROR: Can\'t open "{HOME}/none"  with flags 00 (No such file or directory)',
         ),
-        (plain("output = no/o\n"), f"ERROR: Can't open \"{HOME}/no/o\"  with flags 01101 (No such file or directory)"),
-        (plain("error = ro\n"), f"ERROR: Can't open \"{HOME}/ro\"  with flags 01101 (Permission denied)"),
-        (plain("log = no/l\n"), f"ERROR: Can't open \"{HOME}/no/l\"  with flags 02101 (No such file or directory)"),
-        (plain("output = dir\n"), f"ERROR: Can't open \"{HOME}/dir\"  with flags 01101 (Is a directory)"),
+        (plain("output = no/o\n"), f'ERROR: Can\'t open "{HOME}/no/o"  with flags 01101 (No such file or directory)'),
+        (plain("error = ro\n"), f'ERROR: Can\'t open "{HOME}/ro"  with flags 01101 (Permission denied)'),
+        (plain("log = no/l\n"), f'ERROR: Can\'t open "{HOME}/no/l"  with flags 02101 (No such file or directory)'),
+        (plain("output = dir\n"), f'ERROR: Can\'t open "{HOME}/dir"  with flags 01101 (Is a directory)'),
         (plain("environment = A=1;B;C=3\n"), "ERROR: Missing '=' after environment variable 'B'."),
         (plain('environment = "A=1 B"\n'), "ERROR: Missing '=' after environment variable 'B'."),
         (plain("request_cpus = foo bar\n"), "ERROR: Parse error in expression: RequestCpus = foo bar"),
@@ -380,7 +399,10 @@ def test_queue_0_is_a_warning() -> None:
 
 
 def test_files_are_not_checked_when_nobody_wants_it() -> None:
-    for text, argv in ((plain("output = no/o\nskip_filechecks = true\n"), []), (plain("output = no/o\n"), ["-disable"])):
+    for text, argv in (
+        (plain("output = no/o\nskip_filechecks = true\n"), []),
+        (plain("output = no/o\n"), ["-disable"]),
+    ):
         assert isinstance(User().submit(text, *argv, "job.sub"), Plan)
 
 

@@ -1,4 +1,4 @@
-"""The submit files of grid clients, as they write them: AliEn (Perl), JAliEn (Java), ARGO's Balsam, a CE's batch glue."""
+"""The submit files of grid clients, as they write them: Perl AliEn, JAliEn, ARGO's Balsam, the batch glue of a CE."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_jalien_local_pool(user: User) -> None:
 def test_jalien_doubles_the_line_ends_of_a_continued_classad(user: User) -> None:
     """A backslash at the end of a line of custom-classad.jdl comes out with an empty line after it."""
     classad = (
-        "#\n# custom attributes start\n#\n\n+Owner2 = \"a \\\n\nb\"\n+MyTest = 1 + \\\n\n  2 + \\\n\n  3\n"
+        '#\n# custom attributes start\n#\n\n+Owner2 = "a \\\n\nb"\n+MyTest = 1 + \\\n\n  2 + \\\n\n  3\n'
         "+Other = 5\n\n#\n# custom attributes end\n#\n\n"
     )
     text = jalien("/tmp/alice/agent.startup.4711", LOCAL_HOLD, "universe = vanilla\n", "", classad)

@@ -21,7 +21,7 @@ def arguments(text: str, tail: str = "queue\n") -> list[str]:
 
 def test_lines() -> None:
     text = (
-        "\ufeffA = 1\r\n  b.c=  two words  \n\t+X = \"y\"\nMY.Z = 3\n# comment \\\n\nlong = a \\\n   b\\  \nc\n"
+        '\ufeffA = 1\r\n  b.c=  two words  \n\t+X = "y"\nMY.Z = 3\n# comment \\\n\nlong = a \\\n   b\\  \nc\n'
         "block @=end\n one\n# two\n@end\nif defined x\n@include : f\nerror = e\nerror : e\nno line\nQUEUE\tn in a"
     )
     assert list(statements(text, "f")) == [
@@ -148,7 +148,9 @@ def test_random_macros_differ_by_job_and_are_the_same_each_time_it_is_planned() 
     assert first == again
     assert len({word for words in first for word in words[:2]}) > 5
     assert {words[2] for words in first} <= {"a", "b"}
-    assert all(int(value) in (5, 8, 11) for (value,) in argvs(User().one(EXE + "args=$RANDOM_INTEGER(5,12,3)\nqueue 9")))
+    assert all(
+        int(value) in (5, 8, 11) for (value,) in argvs(User().one(EXE + "args=$RANDOM_INTEGER(5,12,3)\nqueue 9"))
+    )
 
 
 # ---- conditions and includes -------------------------------------------------------------------------------------
@@ -204,7 +206,10 @@ WHERE = "arguments = $(Process)|$(Step)|$(Row)|$(Item)|$(x)|$(y)|\n"
         ("queue 2 in (p,q)\n", ["0|0|0|p|||", "1|1|0|p|||", "2|0|1|q|||", "3|1|1|q|||"]),
         ("queue in p q,, r\n", ["0|0|0|p|||", "1|0|1|q|||", "2|0|2|r|||"]),
         ("queue x in (\n p\n q r\n)\n", ["0|0|0||p||", "1|0|1||q||", "2|0|2||r||"]),
-        ("queue x,y from (\n 1 2 3\n 4,5\n 6 ,\t7\n 8\n)\n", ["0|0|0||1|2 3|", "1|0|1||4|5|", "2|0|2||6|7|", "3|0|3||8||"]),
+        (
+            "queue x,y from (\n 1 2 3\n 4,5\n 6 ,\t7\n 8\n)\n",
+            ["0|0|0||1|2 3|", "1|0|1||4|5|", "2|0|2||6|7|", "3|0|3||8||"],
+        ),
         ("queue x y from (\n 1 2\n)\n", ["0|0|0||1|2|"]),
         ("queue x from (\n 1 2\n # no\n)\n", ["0|0|0||1 2||"]),
         ("queue x in [1:] (a b c)\n", ["0|0|1||b||", "1|0|2||c||"]),

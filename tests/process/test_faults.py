@@ -53,14 +53,10 @@ def test_master_away_for_20_s_restarts_nothing(parts: Parts) -> None:
     parts.start_all(slots=2)
     cluster = parts.submit(
         "executable = /bin/sh\ntransfer_executable = false\n"
-        f"arguments = \"-c 'echo start >> {parts.cwd}/starts.$(Process); sleep 25'\"\nlog = l\nqueue 2\n"
+        f"arguments = \"-c 'echo start >> {parts.cwd}/starts.$(Process); sleep 28'\"\nlog = l\nqueue 2\n"
     )
     wait_for("both to run", lambda: parts.counts(cluster)["running"] == 2)
     parts.kill9("master")
-    done = parts.condor("condor_q", cwd=parts.cwd)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.strip()
     time.sleep(20)
     parts.start("master")
     wait_for("the worker to be back", lambda: parts.status_or_none() and parts.status()["slots"]["busy"] == 2)

@@ -1,0 +1,165 @@
+"""Clusters of many jobs: what does not differ is there once, and each job is what it would be alone."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import pytest
+from submitting import HOME, User, argvs, proc
+
+from pilotq.condor.jobfile import patched
+from pilotq.condor.submit import Plan
+from pilotq.model import CLUSTER_MARK, PROC_MARK, fill
+
+EXE = "executable = job.sh\n"
+
+
+def test_a_million_jobs_that_differ_by_number_alone_are_as_small_as_one() -> None:
+    text = EXE + (
+        "arguments = $(Process) $(Step)\nenvironment = \"P=$(ProcId) C='$(ClusterId) x'\"\noutput = o.$(Process)\n"
+        "error = e.$(Cluster).$(Process)\nlog = l\n+Number = $(Process) + 1\nperiodic_hold = ProcId == $(Process)\n"
+        "queue 1000000\n"
+    )
+    submission = User().one(text)
+    assert (submission.count, submission.deltas) == (1_000_000, [])
+    assert len(msgspec.msgpack.encode(submission)) < 8000
+    description, body = proc(submission, 999_999, 12)
+    assert description.argv[1:] == ["999999", "999999"]
+    assert description.env == {"P": "999999", "C": "12 x"}
+    assert (body.stdout, body.stderr) == (f"{HOME}/o.999999", f"{HOME}/e.12.999999")
+    assert body.ad["Number"] == "999999 + 1" and body.policies["periodic_hold"] == "ProcId == 999999"
+    assert submission.body.stdout == f"{HOME}/o.{PROC_MARK}" and CLUSTER_MARK in submission.body.stderr
+
+
+def test_only_what_differs_is_in_a_delta() -> None:
+    user = User()
+    user.files |= {f"{HOME}/d/x{i}": b"%d" % i for i in range(3)}
+    text = EXE + (
+        'arguments = $(x) $(Process)\noutput = o.$(Process)\n+Q = "$(x)"\nrequest_memory = 5\n'
+        "transfer_input_files = d/x$(Process)\nqueue x in (a 'b c)\n"
+    )
+    submission = user.one(text)
+    assert argvs(submission) == [["a", "0"], ["'b", "1"], ["c", "2"]]
+    deltas = [msgspec.msgpack.decode(delta) for delta in submission.deltas]
+    assert all(set(delta) <= {"argv", "ad", "files"} for delta in deltas)
+    assert deltas[1]["ad"] == {"Args": f'"\'b {PROC_MARK}"', "Q": '"\'b"', "TransferInput": '"d/x1"'}
+    assert deltas[1]["argv"] == ["./condor_exec.exe", "'b", PROC_MARK]
+    assert [file.name for file in proc(submission, 2)[0].files] == ["x2", "condor_exec.exe"]
+
+
+def test_what_must_be_known_as_a_number_is_planned_for_each() -> None:
+    user = User()
+    user.files |= {f"{HOME}/run{i}/in": b"%d" % i for i in range(3)}
+    text = EXE + "initialdir = run$(Process)\ninput = in\noutput = out\narguments = $INT(Process,%03d)\nqueue 3\n"
+    submission = user.one(text)
+    assert [proc(submission, i)[1].stdout for i in range(3)] == [f"{HOME}/run{i}/out" for i in range(3)]
+    assert len({proc(submission, i)[0].files[0].digest for i in range(3)}) == 3
+    assert argvs(submission) == [["000"], ["001"], ["002"]]
+    assert user.rounds == 3
+    user.files = {**user.files, f"{HOME}/run1/out.old": b""}
+    inner = user.files.pop(f"{HOME}/run1/in")
+    assert f'Can\'t open "{HOME}/run1/in"' in user.refused(text)
+    user.files[f"{HOME}/run1/in"] = inner
+    user.readonly = {f"{HOME}/run2/out"}
+    assert f'Can\'t open "{HOME}/run2/out"' in user.refused(text)
+
+
+def test_a_directory_for_each_job_is_checked() -> None:
+    user = User()
+    user.files |= {f"{HOME}/run{i}": None for i in range(2)}
+    assert f'Can\'t open "{HOME}/run2/o"' in user.refused(EXE + "output = run$(Process)/o\nqueue 3\n")
+    assert f'Can\'t open "{HOME}/no/o"' in user.refused(EXE + "output = $(x)/o\nqueue x in (run0 run1 no)\n")
+
+
+def test_one_file_of_a_directory_is_tried_however_many_jobs_write_there() -> None:
+    user = User()
+    user.one(EXE + "output = o.$(x)\nerror = e.$(Process)\nlog = l\nqueue x from (\n" + "\n".join("abcdef") + "\n)\n")
+    assert [argument for kind, argument in user.wants if kind == "write"] == [
+        f"{HOME}/o.a", f"{HOME}/e.0", f"{HOME}/l"
+    ]  # fmt: skip
+
+
+def test_several_queue_statements_are_one_cluster() -> None:
+    text = EXE + "arguments = $(Process)\nlog = l\nqueue 2\narguments = x$(Process)\n+B = 2\nqueue 2\n"
+    submission = User().one(text)
+    assert argvs(submission) == [["0"], ["1"], ["x2"], ["x3"]]
+    assert submission.deltas[0] == submission.deltas[1] == msgspec.msgpack.encode({})
+    assert [proc(submission, i)[1].ad.get("B") for i in range(4)] == [None, None, "2", "2"]
+    assert User().one(EXE + "queue 2\nqueue 3\n").deltas == []
+
+
+def test_what_a_later_statement_takes_away_is_gone() -> None:
+    text = (
+        EXE + 'output = o\narguments = a\nenvironment = A=1\n+X = 1\nqueue\noutput =\narguments = "b"\nenvironment =\n'
+    )
+    submission = User().one(text + "+X =\nqueue\n")
+    (first, one), (second, two) = proc(submission, 0), proc(submission, 1)
+    assert (first.keep_stdout, first.env, one.ad["X"]) == (True, {"A": "1"}, "1")
+    assert (second.keep_stdout, second.env, two.stdout, two.ad["X"]) == (False, {}, "", "undefined")
+    assert (two.ad["Args"], two.ad["Arguments"]) == ("undefined", '"b"')
+
+
+def test_another_executable_is_another_cluster() -> None:
+    user = User()
+    user.files[f"{HOME}/other.sh"] = b"x"
+    plan = user.submit(EXE + "arguments = $(Process)\nqueue 2\nexecutable = other.sh\nqueue 2\n")
+    assert isinstance(plan, Plan) and plan.stderr == ""
+    assert [argvs(submission) for submission in plan.submissions] == [[["0"], ["1"]], [["0"], ["1"]]]
+    assert "-single-cluster is given" in user.refused(EXE + "queue\nexecutable=other.sh\nqueue\n", "-single", "job.sub")
+
+
+def test_needs_and_policies_are_those_of_a_whole_cluster() -> None:
+    plan = User().submit(EXE + "request_cpus = 1\nqueue\nrequest_cpus = 2\nqueue 2\n")
+    assert isinstance(plan, Plan)
+    assert [(s.count, s.description.needs.cpus) for s in plan.submissions] == [(1, 1), (2, 2)]
+    assert "request_cpus" in plan.stderr
+    for line in ("request_cpus = $(x)", "priority = $(x)", "periodic_remove = JobStatus == $(x)", "hold = $(x)"):
+        said = User().refused(EXE + line + "\nqueue x in (0 3)\n")
+        assert "differs between the jobs of one queue statement" in said and line.partition(" ")[0][:8] in said
+
+
+def test_the_ad_file_of_a_job_is_that_of_its_cluster_with_its_delta() -> None:
+    submission = User().one(EXE + "arguments = $(x)\n+Q = $(x)\nqueue x in (1 2)\n")
+    delta = msgspec.msgpack.decode(submission.deltas[1])
+    text = fill(patched(submission.description.job_ad, delta["ad"]), 7, 1)
+    assert 'Args = "2"\n' in text and "Q = 2\n" in text and "ProcId = 1\n" in text
+    lines = text.splitlines()
+    assert lines == sorted(lines, key=str.lower)
+
+
+def test_too_many_are_refused_before_they_take_memory() -> None:
+    assert "more than pilotq takes at once" in User().refused(EXE + "queue 9000000 x in (a b)\n")
+    assert "more than 2000000 jobs that are not alike" in User().refused(EXE + "queue\narguments = a\nqueue 9000000\n")
+
+
+@pytest.mark.parametrize("values", [["a", "b.c", "d/e", "f@g:1"], ["a b", "c"], ["'", "x"], ["$(y)", "$"], ["", "z"]])
+def test_each_job_is_what_it_would_be_alone(values: list[str]) -> None:
+    text = EXE + (
+        "y = why\narguments = -f $(v) --n=$(v)\nenvironment = A=$(v);B_1=x$(v)x\noutput = o_$(v)\nerror = o_z\n"
+        '+S = "$(v)"\n'
+    )
+    user = User()
+    user.files |= {f"{HOME}/o_d": None}
+    rows = "\n".join(f"{index} {value}" for index, value in enumerate(values))
+    many = user.one(text + f"queue n, v from (\n{rows}\n)\n")
+    assert many.count == len(values)
+    for number, value in enumerate(values):
+        alone_description, alone_body = proc(user.one(text + f"v = {value}\nqueue\n"), 0)
+        description, body = proc(many, number)
+        assert (description.argv, description.env) == (alone_description.argv, alone_description.env)
+        assert (description.merge, body.stdout) == (alone_description.merge, alone_body.stdout)
+        for name in ("Args", "Environment", "Out", "S"):
+            assert body.ad[name] == alone_body.ad[name]
+
+
+def test_many_items_are_planned_in_time_that_grows_with_their_number() -> None:
+    def seconds(count: int) -> float:
+        items = "".join(f"item{i} {i}\n" for i in range(count))
+        text = EXE + f"arguments = $(x) $(y)\noutput = $(x).out\nqueue x,y from (\n{items})\n"
+        started = time.process_time()
+        assert len(User().one(text).deltas) == count
+        return time.process_time() - started
+
+    few, many = min(seconds(500), seconds(500)), seconds(5000)
+    assert many < 10 * few * 4 + 1
