@@ -35,7 +35,7 @@ ACTIONS = frozenset({"condor_rm", "condor_hold", "condor_release"})
 _VERBS = {"cancel": "cancel", "hold": "hold", "release": "release"}
 REQUEST_BYTES_MAX = 64 << 20
 #: A description and a delta must leave room in a payload.
-PACKED_BYTES_MAX = PAYLOAD_BYTES_MAX // 4
+PACKED_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
 #: Submissions with more deltas than this are packed outside the loop.
 SMALL = 200
 

@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 
 from pilotq.condor import attributes, payload, transfers
+from pilotq.condor.expressions import quote
 from pilotq.condor.job import Job, Parts
+from pilotq.condor.jobad import DEFAULTS
 from pilotq.condor.jobfile import job_file
 from pilotq.condor.lexer import SubmitError, shown
 from pilotq.condor.macro_functions import NeedsProc
@@ -348,8 +350,21 @@ def _submission(cluster: _Cluster, job: Job) -> Submission:
         description |= parts.description
         body |= parts.body
         ad |= parts.ad
-    made = ClusterBody(**body, ad=ad)
-    description["job_ad"] = job_file(made, job.site)
-    submission = Submission(made, Description(**description), cluster.count, cluster.deltas)
+    attributes = {**DEFAULTS, **ad, **_identity(job)}
+    description["job_ad"] = job_file(attributes)
+    submission = Submission(ClusterBody(**body, ad=ad), Description(**description), cluster.count, cluster.deltas)
     _pack((submission.body, submission.description))
     return submission
+
+
+def _identity(job: Job) -> dict[str, str]:
+    """What tells one job from all others; the head's view has its own rules for these."""
+    owner, site, moment = job.side.request.user, job.site.schedd_name, int(job.now)
+    return {
+        "ClusterId": CLUSTER_MARK,
+        "ProcId": PROC_MARK,
+        "Owner": quote(owner),
+        "User": quote(f"{owner}@{site}"),
+        "QDate": str(moment),
+        "GlobalJobId": quote(f"{site}#{CLUSTER_MARK}.{PROC_MARK}#{moment}"),
+    }

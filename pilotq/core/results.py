@@ -96,6 +96,8 @@ class Results:
         queue, proc = self._master.queue, token.proc
         if token.attempt != cluster.attempts[proc]:
             self._master.sessions.end_attempt(cluster, proc, now)
+        if end.usage.wall_s and cluster.state(proc) == State.ASSIGNED:
+            queue.start(cluster, proc, now.wall)
         if end.outcome in ENDING:
             self._completed(cluster, token, end, now)
         elif end.outcome == Outcome.DISK and end.code == _ENOSPC:

@@ -6,6 +6,7 @@ all of them; the worker leaves with its last slot when every result is acknowled
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +15,16 @@ import msgspec
 from pilotq import wire
 from pilotq.core import worker_turn as w
 from pilotq.core.turn import Event, Now, Tell, Turn
+from pilotq.core.worker_session import Session
 from pilotq.model import Description, Ended, Outcome, Resources
 
-#: Heartbeats without an answer after which another way to the master is tried.
-BEATS_MISSED_MAX = 3
 #: An unacknowledged result is sent again after this.
 RESEND_S = 30.0
-#: A worker moves away from a draining foreman once in this time, in case the others drain too.
-MOVE_S = 10.0
-#: First and longest pause between two tries to connect.
-BACKOFF_S = (0.2, 15.0)
+#: While tasks wait to be started, what the master should hear may wait as well, so that it comes in batches.
+BATCH_S = 0.005
+BATCH_TASKS_MAX = 100
+#: A start is told after this, unless the task ended before: then its result says it.
+START_TOLD_S = 0.02
 #: A worker whose tasks take less than this on average holds some ahead.
 SHORT_TASK_S = 0.5
 AHEAD_MAX = 64
@@ -55,7 +56,6 @@ class _Attempt:
     needs: Resources
     #: "staging", "waiting" (for room), "starting", "running" or "ending".
     phase: str = "staging"
-    launched_at: float = 0.0
     #: The master asked to end it: no result is wanted.
     killed: bool = False
 
@@ -66,53 +66,52 @@ class WorkerCore:
     def __init__(self, options: Options, now: Now) -> None:
         self.options = options
         self.name = options.name
-        self.generation = 0
-        self.link = 0
-        self.welcomed = self._was_welcomed = False
+        self.session = Session(self, now)
         self.draining = ""
         self.attempts: dict[wire.Token, _Attempt] = {}
         self.results: dict[wire.Token, Ended] = {}
+        #: Attempts with their files that wait for room, in order; how many still wait for files.
+        self._waiting: deque[_Attempt] = deque()
+        self._staging = 0
+        #: Results and starts that were not told yet, and when they must be.
+        self._new_results: dict[wire.Token, Ended] = {}
+        self._new_starts: dict[wire.Token, None] = {}
+        self._tell_at = float("inf")
         self.capacity = options.capacity
         self._used = [0, 0, 0, 0]
         self._idle_since = [now.boot] * options.capacity.cpus
-        self._checksum = 0
+        self.checksum = 0
         self._bodies: dict[int, bytes] = {}
         self._needs: dict[int, Resources] = {}
-        self._lease_s, self._beat_s = 2400.0, 5.0
-        self._lease_over_at = float("inf")
-        self._seq = 0
-        self._sent_at: dict[int, float] = {}
-        self._beat_at = float("inf")
-        self._retry_at = self._hello_at = now.boot
-        self._tries = 0
-        self._moved_at = float("-inf")
         self._resend_at = float("inf")
         self._mean_task_s = 1e9
-        self._told_offer: wire.Offer | None = None
         self._left = False
-        self._actions: list[Any] = []
+        #: What this turn has to do; filled by the session too.
+        self.actions: list[Any] = []
+        session = self.session
         self._reactions: dict[type, Any] = {
-            wire.Welcome: self.on_welcome,
-            wire.Reject: self.on_reject,
+            wire.Welcome: session.on_welcome,
+            wire.Reject: session.on_reject,
             wire.Describe: self.on_describe,
             wire.Assign: self.on_assign,
-            wire.Renew: self.on_renew,
+            wire.Renew: session.on_renew,
             wire.Ack: self.on_ack,
             wire.Kill: self.on_kill,
-            wire.AskInventory: self.on_ask_inventory,
-            wire.Leave: self.on_leave,
+            wire.AskInventory: session.on_ask_inventory,
+            wire.Leave: session.on_leave,
             wire.DrainPlease: lambda message, now: self.drain("an operator asked for it"),
-            wire.Pull: lambda message, now: self._actions.append(w.Serve(message)),
-            wire.Chunk: lambda message, now: self._actions.append(w.FileArrived(message)),
+            wire.Pull: lambda message, now: self.actions.append(w.Serve(message)),
+            wire.Chunk: lambda message, now: self.actions.append(w.FileArrived(message)),
         }
 
     def handle(self, event: Event, now: Now) -> Turn:
         """React to one event; a worker remembers nothing in a store."""
         if self._left:
             return Turn()
+        session = self.session
         if isinstance(event, w.FromMaster):
             reaction = self._reactions.get(type(event.message))
-            if event.link == self.link and reaction is not None:
+            if event.link == session.link and reaction is not None:
                 reaction(event.message, now)
         elif isinstance(event, w.Exited):
             self.on_exited(event, now)
@@ -121,8 +120,8 @@ class WorkerCore:
         elif isinstance(event, w.FilesReady):
             self.on_files_ready(event, now)
         elif isinstance(event, w.LinkLost):
-            if event.link == self.link:
-                self._disconnected(now)
+            if event.link == session.link:
+                session.disconnected(now)
         elif isinstance(event, w.Drain):
             self.drain(event.reason)
         elif isinstance(event, w.Terminate):
@@ -130,13 +129,13 @@ class WorkerCore:
         else:
             self.on_tick(now)
         self._after(now)
-        actions, self._actions = self._actions, []
+        actions, self.actions = self.actions, []
         return Turn([], actions)
 
     def next_wakeup(self) -> float | None:
         """Boot time of the next `Tick`."""
-        wakeup = min(self._beat_at, self._retry_at, self._resend_at, self._lease_over_at)
-        if self.options.idle_timeout_s and self._idle_since and not self._not_started():
+        wakeup = min(self.session.next_wakeup(), self._resend_at, self._tell_at)
+        if self.options.idle_timeout_s and self._idle_since and not self._expects_to_start:
             wakeup = min(wakeup, self._idle_since[0] + self.options.idle_timeout_s)
         return wakeup
 
@@ -144,104 +143,9 @@ class WorkerCore:
         """Raises: AssertionError when what is used does not add up."""
         held = sum(a.needs.cpus for a in self.attempts.values() if a.phase in _ROOM)
         assert held == self._used[0], (held, self._used)
-
-    # ---- the session
-
-    def _disconnected(self, now: Now) -> None:
-        if self.welcomed:
-            self._tries = 0
-        self.welcomed = False
-        self._beat_at = float("inf")
-        low, high = BACKOFF_S
-        self._retry_at = now.boot + min(high, low * 2**self._tries) * (0.5 + self.options.spread)
-
-    def _connect(self, now: Now) -> None:
-        """Try the next way; it has 5 s to answer."""
-        self.link += 1
-        self.welcomed = False
-        self._actions.append(w.Connect(self.link))
-        self._say_hello()
-        low, high = BACKOFF_S
-        self._tries = min(self._tries + 1, 10)
-        self._retry_at = now.boot + max(3.0, min(high, low * 2**self._tries)) * (0.75 + self.options.spread / 2)
-        self._hello_at = now.boot
-
-    def _say_hello(self) -> None:
-        self.generation += 1
-        self._told_offer = offer = self._offer()
-        self._actions.append(
-            w.Say(
-                wire.Hello(
-                    protocol=wire.PROTOCOL,
-                    worker=self.name,
-                    generation=self.generation,
-                    host=self.options.host,
-                    pid=self.options.pid,
-                    version=self.options.version,
-                    offer=offer,
-                    live=list(self.attempts),
-                    started=[a.token for a in self.attempts.values() if a.phase in ("running", "ending")],
-                    unacked=list(self.results),
-                    predecessors=self.options.predecessors,
-                )
-            )
-        )
-
-    def on_welcome(self, message: wire.Welcome, now: Now) -> None:
-        if message.generation != self.generation:
-            return
-        if not self.welcomed:
-            self._actions.append(Tell("welcomed by the master", {"worker": self.name}))
-        if not self._was_welcomed:
-            self._was_welcomed = True
-            self._actions.append(w.Known())
-        self.welcomed, self._tries = True, 0
-        self._lease_s, self._beat_s = message.lease_s, message.beat_s
-        self._retry_at = float("inf")
-        self._lease_over_at = self._hello_at + self._lease_s
-        self._sent_at.clear()
-        self._beat_at = now.boot + self._beat_s
-        self.on_kill(wire.Kill(message.kill), now)
-        self._send_results(now)
-
-    def on_reject(self, message: wire.Reject, now: Now) -> None:
-        self._actions.append(Tell("rejected by the master", {"reason": message.reason}))
-        self._disconnected(now)
-        self._retry_at = now.boot + message.retry_after_s
-
-    def on_ask_inventory(self, message: wire.AskInventory, now: Now) -> None:
-        self.welcomed = False
-        self._hello_at = now.boot
-        self._say_hello()
-        self._retry_at = now.boot + 5.0
-
-    def on_leave(self, message: wire.Leave, now: Now) -> None:
-        """The foreman drains: look for another; without one this way is found again, until the foreman is gone."""
-        if now.boot - self._moved_at < MOVE_S:
-            return
-        self._moved_at = now.boot
-        self._actions.append(Tell("the foreman drains, looking for another"))
-        self._connect(now)
-
-    def on_renew(self, message: wire.Renew, now: Now) -> None:
-        sent_at = self._sent_at.pop(message.seq, None)
-        if sent_at is None:
-            return
-        self._lease_over_at = max(self._lease_over_at, sent_at + self._lease_s)
-        for seq in [seq for seq in self._sent_at if seq < message.seq]:
-            del self._sent_at[seq]
-
-    def _beat(self, now: Now) -> None:
-        if self._sent_at and now.boot - min(self._sent_at.values()) > BEATS_MISSED_MAX * self._beat_s:
-            self._actions.append(Tell("no word from the master, connecting again"))
-            self._sent_at.clear()
-            self._disconnected(now)
-            return
-        self._seq += 1
-        self._sent_at[self._seq] = now.boot
-        self._told_offer = self._offer()
-        self._beat_at = now.boot + self._beat_s
-        self._say(wire.Beat(self._seq, self._told_offer, len(self.attempts), self._checksum))
+        phases = [attempt.phase for attempt in self.attempts.values()]
+        assert phases.count("waiting") == len(self._waiting)
+        assert phases.count("staging") == self._staging
 
     # ---- attempts
 
@@ -253,7 +157,7 @@ class WorkerCore:
         self._bodies[message.cluster] = message.body
         self._needs[message.cluster] = msgspec.msgpack.decode(message.body, type=Description).needs
         if message.inline:
-            self._actions.append(w.Describe(message.inline))
+            self.actions.append(w.Describe(message.inline))
 
     def on_assign(self, message: wire.Assign, now: Now) -> None:
         body, refused, reason = self._bodies.get(message.cluster), [], "full"
@@ -270,8 +174,9 @@ class WorkerCore:
                 continue
             delta = message.deltas[index] if message.deltas else b""
             self.attempts[token] = _Attempt(token, delta, self._needs[message.cluster])
-            self._checksum ^= wire.checksum(token)
-            self._actions.append(w.Stage(token, body, delta))
+            self._staging += 1
+            self.checksum ^= wire.checksum(token)
+            self.actions.append(w.Stage(token, body, delta))
         if refused:
             self._say(wire.Refuse(refused, reason))
 
@@ -286,22 +191,24 @@ class WorkerCore:
         if event.reason:
             self._end(attempt, Ended(Outcome.STAGE_IN, reason=event.reason), now)
             return
+        self._staging -= 1
         attempt.phase = "waiting"
+        self._waiting.append(attempt)
 
     def _start_waiting(self, now: Now) -> None:
-        for attempt in list(self.attempts.values()):
-            if attempt.phase != "waiting":
-                continue
+        while self._waiting:
+            attempt = self._waiting[0]
             if attempt.needs.cpus > self.capacity.cpus:
                 self._give_back([attempt], "full")
                 continue
             if not self._fits(attempt.needs):
                 break
+            self._waiting.popleft()
             attempt.phase = "starting"
             self._take(attempt.needs, 1)
             del self._idle_since[len(self._idle_since) - min(attempt.needs.cpus, len(self._idle_since)) :]
             body = self._bodies[attempt.token.cluster]
-            self._actions.append(w.Launch(attempt.token, body, attempt.delta, attempt.needs))
+            self.actions.append(w.Launch(attempt.token, body, attempt.delta, attempt.needs))
 
     def _fits(self, needs: Resources) -> bool:
         capacity, used = self.capacity, self._used
@@ -322,8 +229,9 @@ class WorkerCore:
     def on_launched(self, event: w.Launched, now: Now) -> None:
         attempt = self.attempts.get(event.token)
         if attempt is not None and attempt.phase == "starting":
-            attempt.phase, attempt.launched_at = "running", now.boot
-            self._say(wire.Started([event.token]))
+            attempt.phase = "running"
+            self._new_starts[event.token] = None
+            self._tell_at = min(self._tell_at, now.boot + START_TOLD_S)
 
     def on_exited(self, event: w.Exited, now: Now) -> None:
         attempt = self.attempts.get(event.token)
@@ -333,8 +241,7 @@ class WorkerCore:
     def _end(self, attempt: _Attempt, end: Ended, now: Now) -> None:
         """Nothing of it runs any more: free its room, keep the result until it is acknowledged."""
         token = attempt.token
-        del self.attempts[token]
-        self._checksum ^= wire.checksum(token)
+        self._forget(attempt)
         if attempt.phase in _ROOM:
             self._take(attempt.needs, -1)
             if self.options.single_task:
@@ -344,23 +251,58 @@ class WorkerCore:
             self._mean_task_s = 0.8 * min(self._mean_task_s, 10.0) + 0.2 * end.usage.wall_s
         if attempt.killed:
             self._say(wire.Killed([token]))
-            self._actions.append(w.Discard(token))
+            self.actions.append(w.Discard(token))
             return
         self.results[token] = end
         self._resend_at = min(self._resend_at, now.boot + RESEND_S)
-        self._say(wire.Result([token], [end]))
+        self._new_results[token] = end
+        self._tell_at = min(self._tell_at, now.boot + BATCH_S)
+
+    def started(self) -> list[wire.Token]:
+        """Attempts whose payload runs."""
+        return [attempt.token for attempt in self.attempts.values() if attempt.phase in ("running", "ending")]
+
+    def _forget(self, attempt: _Attempt) -> None:
+        """It is not held any more, in whatever phase it was."""
+        del self.attempts[attempt.token]
+        self.checksum ^= wire.checksum(attempt.token)
+        self._new_starts.pop(attempt.token, None)
+        if attempt.phase == "staging":
+            self._staging -= 1
+        elif attempt.phase == "waiting":
+            self._waiting.remove(attempt)
+
+    def _tell_news(self, now: Now) -> None:
+        """Say what started and ended, in one message each; at once when there is nothing else to start."""
+        count = len(self._new_results)
+        if not (now.boot >= self._tell_at or (count and not self._waiting) or count >= BATCH_TASKS_MAX):
+            return
+        if self._new_starts:
+            self._say(wire.Started(list(self._new_starts)))
+        if count:
+            self._say_results(self._new_results)
+        self._new_starts, self._new_results, self._tell_at = {}, {}, float("inf")
+
+    def _say_results(self, results: dict[wire.Token, Ended]) -> None:
+        """Results with the contents of outputs travel alone, so that no message becomes too large."""
+        plain = {token: end for token, end in results.items() if not end.outputs}
+        if plain:
+            self._say(wire.Result(list(plain), list(plain.values())))
+        for token, end in results.items():
+            if end.outputs:
+                self._say(wire.Result([token], [end]))
 
     def on_ack(self, message: wire.Ack, now: Now) -> None:
         for token in message.tokens:
             if self.results.pop(token, None) is not None:
-                self._actions.append(w.Discard(token))
+                self.actions.append(w.Discard(token))
         if not self.results:
             self._resend_at = float("inf")
 
-    def _send_results(self, now: Now) -> None:
+    def send_results(self, now: Now) -> None:
         self._resend_at = now.boot + RESEND_S if self.results else float("inf")
-        for token, end in self.results.items():
-            self._say(wire.Result([token], [end]))
+        self._new_results = {}
+        self._say_results(self.results)
 
     def on_kill(self, message: wire.Kill, now: Now) -> None:
         gone = []
@@ -368,7 +310,7 @@ class WorkerCore:
             attempt = self.attempts.get(token)
             if attempt is None:
                 if self.results.pop(token, None) is not None:
-                    self._actions.append(w.Discard(token))
+                    self.actions.append(w.Discard(token))
                 gone.append(token)
             elif attempt.phase in ("staging", "waiting"):
                 attempt.killed = True
@@ -381,7 +323,7 @@ class WorkerCore:
 
     def _stop(self, attempt: _Attempt, outcome: Outcome) -> None:
         attempt.phase = "ending"
-        self._actions.append(w.End(attempt.token, outcome))
+        self.actions.append(w.End(attempt.token, outcome))
 
     # ---- slots, time, leaving
 
@@ -394,18 +336,21 @@ class WorkerCore:
         if self.draining:
             return
         self.draining = reason
-        self._actions.append(Tell("draining", {"reason": reason}))
+        self.actions.append(Tell("draining", {"reason": reason}))
         self._give_back(self._not_started(), "draining")
 
     def _not_started(self) -> list[_Attempt]:
         return [attempt for attempt in self.attempts.values() if attempt.phase in ("staging", "waiting")]
 
+    @property
+    def _expects_to_start(self) -> bool:
+        return bool(self._staging or self._waiting)
+
     def _give_back(self, attempts: list[_Attempt], reason: str) -> None:
         """Attempts that were not started go back to the queue."""
         for attempt in attempts:
-            del self.attempts[attempt.token]
-            self._checksum ^= wire.checksum(attempt.token)
-            self._actions.append(w.Discard(attempt.token))
+            self._forget(attempt)
+            self.actions.append(w.Discard(attempt.token))
         if attempts:
             self._say(wire.Refuse([attempt.token for attempt in attempts], reason))
 
@@ -415,25 +360,20 @@ class WorkerCore:
             if attempt.phase != "ending":
                 self._stop(attempt, Outcome.EVICTED)
 
+    def give_up(self, now: Now) -> None:
+        """The lease is over: what runs here may be started elsewhere."""
+        for attempt in list(self.attempts.values()):
+            attempt.killed = True
+            if attempt.phase in ("staging", "waiting"):
+                self._end(attempt, Ended(Outcome.LOST), now)
+            elif attempt.phase != "ending":
+                self._stop(attempt, Outcome.LOST)
+
     def on_tick(self, now: Now) -> None:
-        if now.boot >= self._lease_over_at:
-            self._lease_over_at = float("inf")
-            self._actions.append(Tell("no contact with the master for the whole lease, ending all tasks"))
-            for attempt in list(self.attempts.values()):
-                attempt.killed = True
-                if attempt.phase in ("staging", "waiting"):
-                    self._end(attempt, Ended(Outcome.LOST), now)
-                elif attempt.phase != "ending":
-                    self._stop(attempt, Outcome.LOST)
-        if now.boot >= self._beat_at:
-            self._beat(now)
-        if now.boot >= self._retry_at:
-            if self._tries in (2, 5, 10):
-                self._actions.append(Tell("waiting for the master", {"tries": self._tries}))
-            self._connect(now)
+        self.session.on_time(now)
         if now.boot >= self._resend_at:
-            self._send_results(now)
-        if self.options.idle_timeout_s and not self._not_started():
+            self.send_results(now)
+        if self.options.idle_timeout_s and not self._expects_to_start:
             late = sum(1 for at in self._idle_since if now.boot - at >= self.options.idle_timeout_s)
             if late:
                 del self._idle_since[:late]
@@ -442,17 +382,17 @@ class WorkerCore:
     def _after(self, now: Now) -> None:
         """What follows from any event: starts, a changed offer, the end."""
         self._start_waiting(now)
-        if self.welcomed and self._told_offer != self._offer():
-            self._beat(now)
+        self._tell_news(now)
+        self.session.tell_offer(now)
         if (self.draining or self.capacity.cpus <= 0) and not self.attempts and not self._left:
             if self.capacity.cpus <= 0 and not self.draining:
                 self.draining = "no slot is open any more"
             if not self.results:
                 self._left = True
                 self._say(wire.Goodbye(self.draining))
-                self._actions.append(w.Leave(self.draining))
+                self.actions.append(w.Leave(self.draining))
 
-    def _offer(self) -> wire.Offer:
+    def offer(self) -> wire.Offer:
         ahead = self.options.ahead
         if ahead < 0:
             ahead = 0
@@ -465,8 +405,8 @@ class WorkerCore:
 
     def _say(self, message: wire.Message) -> None:
         """Send, when there is a session: the next hello tells all that a silent time kept back."""
-        if self.welcomed:
-            self._actions.append(w.Say(message))
+        if self.session.welcomed:
+            self.actions.append(w.Say(message))
 
 
 _ROOM = ("starting", "running", "ending")

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from pilotq.condor.jobfile import patched
 from pilotq.keeper.talk import Launch
 from pilotq.model import Command, Description, Ended, Outcome, Usage, fill
 from pilotq.sandbox import marks
@@ -75,7 +76,10 @@ def read_description(launch: Launch) -> Description:
         return _decoder.decode(body)
     fields: dict[str, Any] = msgspec.msgpack.decode(body)
     if delta:
-        fields.update((name, value) for name, value in msgspec.msgpack.decode(delta).items() if name in _FIELDS)
+        changes = msgspec.msgpack.decode(delta)
+        fields.update((name, value) for name, value in changes.items() if name in _FIELDS)
+        if "ad" in changes:
+            fields["job_ad"] = patched(fields.get("job_ad", ""), changes["ad"])
     return msgspec.convert(fill(fields, launch.token.cluster, launch.token.proc), Description)
 
 

@@ -11,6 +11,9 @@ from pilotq import wire
 from pilotq.model import FileRef
 from pilotq.mover import Cache, Fetcher
 
+#: Kept copies on a node or at a foreman; those used longest ago go first.
+CACHE_BYTES_MAX = 10 << 30
+
 
 class _Files(msgspec.Struct):
     """The part of a description or a delta that names files."""
@@ -33,8 +36,9 @@ class Stager:
         self.cache = Cache(folder)
         self._ask, self._on_ready = ask, on_ready
         self._fetcher = Fetcher(self.cache)
-        #: Attempts that wait, and the digests they wait for.
+        #: Attempts that wait, and the digests they wait for; all attempts, and what they need.
         self._waiting: dict[wire.Token, set[str]] = {}
+        self._needed: dict[wire.Token, list[str]] = {}
 
     def keep(self, inline: dict[str, bytes]) -> None:
         """Small files that came with a description."""
@@ -43,6 +47,7 @@ class Stager:
 
     def stage(self, token: wire.Token, body: bytes, delta: bytes) -> None:
         files = (_decode(delta).files if delta else None) or _decode(body).files or []
+        self._needed[token] = [file.digest for file in files]
         missing = {file.digest: file.size_bytes for file in files if not self.cache.has(file.digest)}
         if not missing:
             self._on_ready(token, "")
@@ -54,6 +59,7 @@ class Stager:
 
     def forget(self, token: wire.Token) -> None:
         self._waiting.pop(token, None)
+        self._needed.pop(token, None)
 
     def on_chunk(self, message: wire.Chunk) -> None:
         done = self._fetcher.on_chunk(message)
@@ -66,6 +72,7 @@ class Stager:
                 if reason or not digests:
                     del self._waiting[token]
                     self._on_ready(token, reason)
+            self.cache.trim(CACHE_BYTES_MAX, {digest for needed in self._needed.values() for digest in needed})
         self._pump()
 
     def ask_again(self) -> None:
@@ -110,6 +117,7 @@ class CachingRelay:
                     self._answer(session, wire.Chunk(digest, get.offset, -1, b""))
                 else:
                     self._serve(session, get)
+            self.cache.trim(CACHE_BYTES_MAX)
         self._pump()
 
     def ask_again(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from pilotq import __version__, keys
+from pilotq import __version__, keys, wire
 from pilotq.api import Api
 from pilotq.catalog import Catalog
 from pilotq.condor.expressions import valid
@@ -91,11 +91,14 @@ class Master:
             performer.send_now,
             lambda token, reason, retry: put(t.Collected(token, reason, retry)),
         )
+        waiting = queue.finals.values()
+        performer.collector.spool.sweep({wire.Token(final.cluster, final.proc, final.attempt) for final in waiting})
         performer.scribe = Scribe(
             self.state / "queue.db",
             self.state / "spool",
             on_done=lambda ns: put(t.Delivered(ns)),
             on_failed=lambda n, errno, reason: put(t.Undelivered(n, errno, reason)),
+            address=f"{self.site.host}:{self.port}",
         )
         await performer.scribe.start()
         stack.push_async_callback(performer.scribe.close)

@@ -22,7 +22,7 @@ from pilotq.model import Facts, FileRef
 from pilotq.mover import BlobStore
 from pilotq.roles.collecting import Collector
 from pilotq.scribe import Scribe
-from pilotq.store import Store, StoreFull
+from pilotq.store import Store, StoreDamaged, StoreFull
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +87,13 @@ class Performer:
             self._commit_until_done(records)
         found: dict[int, Any] = {}
         for index, action in enumerate(actions):
-            if isinstance(action, t.SendAssign) and action.has_deltas:
-                found[index] = self.store.deltas(action.cluster, action.procs)
-            elif isinstance(action, t.SendDescription) and action.cluster not in self._descriptions:
-                found[index] = self._describe(action.cluster)
+            try:
+                if isinstance(action, t.SendAssign) and action.has_deltas:
+                    found[index] = self.store.deltas(action.cluster, action.procs)
+                elif isinstance(action, t.SendDescription) and action.cluster not in self._descriptions:
+                    found[index] = self._describe(action.cluster)
+            except StoreDamaged as error:
+                found[index] = error
         return found
 
     def _commit_until_done(self, records: list[Record]) -> None:
@@ -110,13 +113,20 @@ class Performer:
         room = wire.CHUNK_BYTES
         for file in msgspec.msgpack.decode(body, type=_Files).files:
             if file.size_bytes <= min(wire.INLINE_BYTES_MAX, room) and file.digest not in inline:
-                inline[file.digest] = self.blobs.read(file.digest, 0, file.size_bytes)[1]
-                room -= file.size_bytes
+                size, data = self.blobs.read(file.digest, 0, file.size_bytes)
+                if size == file.size_bytes == len(data):
+                    inline[file.digest] = data
+                    room -= size
         return wire.pack(wire.Describe(cluster, body, inline))
 
     def perform(self, actions: list[Any], found: dict[int, Any] | None) -> None:
         found = found or {}
         for index, action in enumerate(actions):
+            if isinstance(found.get(index), StoreDamaged):
+                # What describes these tasks cannot be read: a person must look at it, everything else goes on.
+                log.error("damage in the store, holding a cluster", extra={"facts": {"cluster": action.cluster}})
+                self.engine.put(t.Act(0, "hold", [(action.cluster, -1)], str(found[index])))
+                continue
             self._performers[type(action)](self, action, found.get(index))
         self.listener.flush()
 

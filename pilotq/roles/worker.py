@@ -226,7 +226,7 @@ class Worker:
 
     def _write_status(self) -> None:
         """What count-workers and `pilotq status` read, when it changed."""
-        state = "draining" if self.core.draining else "ready" if self.core.welcomed else "waiting"
+        state = "draining" if self.core.draining else "ready" if self.core.session.welcomed else "waiting"
         open_slots = 0 if self.core.draining else self.core.capacity.cpus
         self.folder.show(open_slots=open_slots, tasks=len(self.core.attempts), state=state)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 import pytest
 from submitting import HOME, User, argvs, proc
@@ -151,15 +149,3 @@ def test_each_job_is_what_it_would_be_alone(values: list[str]) -> None:
         assert (description.merge, body.stdout) == (alone_description.merge, alone_body.stdout)
         for name in ("Args", "Environment", "Out", "S"):
             assert body.ad[name] == alone_body.ad[name]
-
-
-def test_many_items_are_planned_in_time_that_grows_with_their_number() -> None:
-    def seconds(count: int) -> float:
-        items = "".join(f"item{i} {i}\n" for i in range(count))
-        text = EXE + f"arguments = $(x) $(y)\noutput = $(x).out\nqueue x,y from (\n{items})\n"
-        started = time.process_time()
-        assert len(User().one(text).deltas) == count
-        return time.process_time() - started
-
-    few, many = min(seconds(500), seconds(500)), seconds(5000)
-    assert many < 10 * few * 4 + 1

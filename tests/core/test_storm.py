@@ -47,7 +47,7 @@ class Storm:
         elif what == 8:
             self._act()
         elif what == 9 and choose.random() < 0.2:
-            node.do(w.LinkLost(node.core.link))
+            node.do(w.LinkLost(node.core.session.link))
         elif what == 10:
             world.write_notes()
         else:

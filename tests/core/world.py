@@ -124,10 +124,19 @@ class World:
     def _to(self, peer: bytes, message: wire.Message) -> None:
         for node in self.workers.values():
             if node.peer == peer and not node.cut:
-                node.inbox.append((node.core.link, message))
+                node.inbox.append((node.core.session.link, message))
 
-    def deliver(self, rounds: int = 100) -> None:
-        """Deliver everything until nothing is on its way."""
+    def deliver(self) -> None:
+        """Deliver everything until nothing is on its way, also what workers keep back for a moment."""
+        self._exchange()
+        self.now = Now(self.now.boot + 0.03, self.now.wall + 0.03)
+        for node in list(self.workers.values()):
+            due = node.core.next_wakeup() if not node.left else None
+            if due is not None and due <= self.now.boot:
+                node.do(w.Tick())
+        self._exchange()
+
+    def _exchange(self, rounds: int = 100) -> None:
         for _ in range(rounds):
             busy = False
             for node in list(self.workers.values()):
