@@ -83,6 +83,14 @@ def _grid(job: Job, text: str) -> str | None:
     return text if job.template.common.texts["jobuniverse"][1] == "9" else None
 
 
+def _grid_status(job: Job) -> str | None:
+    """Also of what a job router would take to a grid: to computing elements a job without one was never taken."""
+    texts = job.template.common.texts
+    if texts["jobuniverse"][1] != "9" and texts.get("wantjobrouter", ("", ""))[1].lower() != "true":
+        return None
+    return f'"{_GRID_STATUS[CONDOR_STATUS[job.state]]}"'
+
+
 def _transferred(job: Job, size_bytes: int) -> str | None:
     return _real(size_bytes) if job.attempt else None
 
@@ -134,7 +142,7 @@ RULES: dict[str, Rule] = {
     "NumSystemHolds": lambda job: str(job.facts.holds if job.facts.hold_code not in (0, HoldCode.USER) else 0),
     "ReleaseReason": lambda job: quote(job.facts.release_reason) if job.facts.release_reason else None,
     "RemoveReason": lambda job: quote(job.facts.reason) if job.state == State.CANCELLED and job.facts.reason else None,
-    "GridJobStatus": lambda job: _grid(job, f'"{_GRID_STATUS[CONDOR_STATUS[job.state]]}"'),
+    "GridJobStatus": _grid_status,
     "GridJobId": lambda job: _grid(job, f'"pilotq {job.site} {job.template.cluster}.{job.proc}"'),
 }
 _BY_PROC = frozenset({"procid", "globaljobid", "gridjobid"})

@@ -179,6 +179,9 @@ class ForemanCore:
         if isinstance(message, wire.ForemanWelcome):
             if not self.welcomed:
                 self._actions.append(Tell("welcomed by the master", {"keys": len(message.keys)}))
+                # The master may be a new one: whoever is connected here says again what it holds.
+                for session in self.sessions:
+                    self._down(session, wire.AskInventory())
             self.welcomed, self._tries, self._retry_at = True, 0, float("inf")
             self._beat_s = message.beat_s
             self._actions.append(Allow(message.keys))

@@ -174,6 +174,8 @@ def read_site(settings: Settings, blobs: BlobStore) -> Site:
         file = FileRef("condor_wrapper", digest, size, 0o755)
         wrapper = ["./condor_wrapper"]
     host = socket.getfqdn()
+    if host.startswith("localhost"):
+        host = socket.gethostname()
     return Site(
         host=host,
         schedd_name=host,

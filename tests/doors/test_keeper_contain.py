@@ -170,7 +170,7 @@ async def test_only_the_dead_keepers_tasks_are_lost(tmp_path: Path) -> None:
 
 
 async def test_close_gives_time(bench: Bench) -> None:
-    token = bench.launch_sh("trap 'echo > f; exit 0' TERM; echo > ready; sleep 60")
+    token = bench.launch_sh("trap 'echo > f; exit 0' TERM; sh -c 'echo > ready; exec sleep 60'")
     await until((bench.sandbox(token) / "ready").exists)
     keeper = bench.keepers.pids[0]
     await bench.keepers.close(10)

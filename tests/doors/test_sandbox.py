@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,17 @@ from pilotq.sandbox import collect, read_output, remove, removing, stage
 from pilotq.sandbox.files import confined, exhaust
 
 NOBODY = 65534
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that an account without rights can reach, which it cannot where pytest makes its own."""
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o755)
+    if os.geteuid() == 0:
+        os.chown(path, NOBODY, NOBODY)
+    yield path
+    shutil.rmtree(path)
 
 
 def as_nobody(what: Callable[[], object]) -> None:
@@ -44,9 +57,6 @@ def give(path: Path) -> None:
             os.chown(directory, NOBODY, NOBODY)
             for name in names:
                 os.lchown(os.path.join(directory, name), NOBODY, NOBODY)
-        for parent in path.parents[:3]:
-            if "pytest" in str(parent):
-                parent.chmod(0o777)
 
 
 @pytest.mark.parametrize("name", ["a", "./a", "a//b/./c", "a b", "ä", "..a", "a\nb", "a\\b"])
@@ -132,9 +142,9 @@ def test_remove_follows_no_link(tmp_path: Path) -> None:
     assert (kept / "file").exists()
 
 
-def test_remove_without_rights(tmp_path: Path) -> None:
+def test_remove_without_rights(open_path: Path) -> None:
     """Modes of an owner who is not root: nothing may be read, entered or written."""
-    top = tmp_path / "s"
+    top = open_path / "s"
     for mode in (0o000, 0o100, 0o200, 0o400, 0o500, 0o600):
         (top / f"{mode:o}" / "sub" / "sub").mkdir(parents=True)
         (top / f"{mode:o}" / "sub" / "f").touch()
@@ -173,10 +183,10 @@ def test_remove_twice(tmp_path: Path) -> None:
     remove(str(tmp_path / "never"))
 
 
-def test_remove_says_what_it_could_not(tmp_path: Path) -> None:
+def test_remove_says_what_it_could_not(open_path: Path) -> None:
     if os.geteuid():
         pytest.skip("needs root, to make a file of somebody else's")
-    top = tmp_path / "s"
+    top = open_path / "s"
     (top / "theirs").mkdir(parents=True)
     (top / "theirs" / "f").touch()
     (top / "own").touch()

@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pools import Home
+
 from pilotq.client import Client
 from pilotq.errors import PilotqError
-from pools import Home
 
 BEAT = ("--set", "master.beat_s=1", "--set", "master.contact_lost_s=6")
 
@@ -53,8 +54,10 @@ def wait_for(what: str, check: Callable[[], Any], timeout_s: float = 30.0) -> An
 class Parts(Home):
     """One home; roles by name: "master", "foreman0", "worker0"."""
 
-    def __init__(self, base: Path, foremen: int = 2) -> None:
+    def __init__(self, base: Path, foremen: int = 2, settings: Sequence[str] = ()) -> None:
+        """`settings` of the master, as NAME=VALUE."""
         super().__init__(base / "home")
+        self.settings = [word for setting in settings for word in ("--set", setting)]
         self.path.mkdir(mode=0o700)
         self.cwd = base / "site"
         self.cwd.mkdir()
@@ -73,7 +76,7 @@ class Parts(Home):
         role, index = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
         argv = self.command(role, *words)
         if role == "master":
-            argv += BEAT
+            argv += [*BEAT, *self.settings]
         if role == "foreman":
             argv += ["--set", f"foreman.index={index}"]
         with (self.path.parent / f"{name}.log").open("ab") as log:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from parts import Parts, marked, wait_for
 
 pytestmark = pytest.mark.timeout(240)
