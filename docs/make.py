@@ -32,8 +32,11 @@ Every setting has one name. `master.port` is
 Later wins: default, `pilotq.toml`, the `WQ_*` variable of alien-workqueue, the `PILOTQ_*` variable, `--set`.
 `pilotq config` shows the values in force. A name that does not exist is an error, never ignored.
 
-Durations are seconds, or like `1h 5m` or `HH:MM:SS`. Sizes are bytes, or like `2.5G` (powers of 1024). Truth values
-are `1` and `0`. Lists have commas.
+Numbers are 0 or more. Durations are seconds, or like `1h 5m` or `HH:MM:SS`. Sizes are bytes, or like `2.5G` (powers of
+1024). Truth values are `1`, `yes`, `true` or `on`, and `0`, `no`, `false` or `off`. Lists have commas.
+
+The `~` of the default of `home` is the directory of the account (passwd), whatever `HOME` says, so that all commands
+find one pool. Every other `~`, as that of `worker.workdir`, is `$HOME`.
 """
 
 

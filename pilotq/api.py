@@ -64,6 +64,9 @@ class Office(Protocol):
     def refusal(self) -> str:
         """Why nothing new is accepted at the moment; ""."""
 
+    def is_known(self, owner: str, key: str) -> bool:
+        """Was this submission accepted before?"""
+
 
 def admit(submission: Submission, now: float) -> NewCluster:
     """Pack a cluster for the queue.
@@ -161,7 +164,8 @@ class Api:
 
     async def _submit(self, request: Request) -> Reply:
         refusal = self.office.refusal()
-        if refusal:
+        # Who did not get the answer that it was accepted must not be told that it was not.
+        if refusal and not self.office.is_known(request.user, request.key):
             return Reply(err=f"\nERROR: {refusal}\n", exit=1)
         now = time.time()
         planned = await self._plan(request, now)

@@ -36,13 +36,23 @@ class Client:
             return False
         return True
 
+    def advice(self) -> str:
+        """What to do when no master has been started here."""
+        try:
+            names = os.listdir(self.home)
+        except OSError:
+            names = []
+        if names and "keys" not in names:
+            return "this looks like a node (no keys/ there); ask on the head, where the master runs"
+        return "start one with `pilotq up`"
+
     def socket_path(self) -> str:
         """Raises: UnavailableError when no master has been started here."""
         try:
             with open(os.path.join(self.home, "api"), encoding="utf-8", errors="surrogateescape") as file:
                 return file.read().strip()
         except FileNotFoundError:
-            raise UnavailableError(f"no master runs in {self.home}", "start one with `pilotq up`") from None
+            raise UnavailableError(f"no master runs in {self.home}", self.advice()) from None
         except OSError as error:
             raise UnavailableError(
                 f"{self.home} cannot be read ({error.strerror})", "set PILOTQ_HOME to a pool of your own", exit_code=5

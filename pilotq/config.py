@@ -321,7 +321,7 @@ def _read(setting: Setting, value: object) -> Value:
     if setting.type == "int":
         low, high = (1, 65535) if setting.unit == "port" else (0, 1 << 40)
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise ValueError(f"a whole number from {low} to {high}" if high == 65535 else "a whole number")
+            raise ValueError(f"a whole number from {low} to {high}" if high == 65535 else "a whole number, 0 or more")
         return int(text)
     if setting.unit == "level" and text.lower() not in LEVELS:
         raise ValueError(", ".join(LEVELS[:-1]) + f" or {LEVELS[-1]}")

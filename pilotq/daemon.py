@@ -96,10 +96,7 @@ class Engine:
         try:
             for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
                 self._waiting.append(self.core.handle(self._inbox.popleft(), now))
-            wakeup = self.core.next_wakeup()
-            if wakeup is not None and wakeup <= now.boot:
-                self._waiting.append(self.core.handle(self._tick, now))
-            self._pump()
+            self._pump(now)
         except Exception as error:
             self._fail(error)
             return
@@ -110,9 +107,18 @@ class Engine:
             self._on_turn()
         self.longest_turn_s = max(self.longest_turn_s, time.clock_gettime(time.CLOCK_BOOTTIME) - now.boot)
 
-    def _pump(self) -> None:
-        """Commit what waits, unless a commit is in flight; without records there is nothing to wait for."""
-        if self._committing or not self._waiting:
+    def _pump(self, now: Now) -> None:
+        """Commit what waits, unless a commit is in flight; without records there is nothing to wait for.
+
+        What the core does by the clock waits for the commit as well, so that a long piece of work cannot run ahead
+        of the disk.
+        """
+        if self._committing:
+            return
+        wakeup = self.core.next_wakeup()
+        if wakeup is not None and wakeup <= now.boot:
+            self._waiting.append(self.core.handle(self._tick, now))
+        if not self._waiting:
             return
         turns, self._waiting = self._waiting, []
         records = [record for turn in turns for record in turn.records]
@@ -132,16 +138,19 @@ class Engine:
             return
         try:
             self._perform(actions, done.result())
-            self._pump()
+            now = read_clocks()
+            self._pump(now)
         except Exception as error:
             self._fail(error)
+            return
+        self._arm(now)
 
     def _fail(self, error: Exception) -> None:
         if not self.failed.done():
             self.failed.set_exception(error)
 
     def _arm(self, now: Now) -> None:
-        wakeup = self.core.next_wakeup()
+        wakeup = None if self._committing else self.core.next_wakeup()
         delay = IDLE_TURN_S if wakeup is None else min(max(wakeup - now.boot, 0.0), IDLE_TURN_S)
         if self._timer is not None:
             self._timer.cancel()

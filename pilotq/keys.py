@@ -98,7 +98,11 @@ def authorized(home: Path) -> dict[str, tuple[str, str]]:
     known = {}
     for role in ROLES:
         for path in sorted((home / "keys" / "authorized" / role).glob("*.pub")):
-            known[path.read_text().strip()] = (role, path.stem)
+            try:
+                known[path.read_text().strip()] = (role, path.stem)
+            except (OSError, UnicodeDecodeError):
+                # Removed just now, or no key: nobody comes in by it.
+                continue
     return known
 
 

@@ -54,7 +54,12 @@ class _Link:
         for _ in range(READ_MAX):
             if self.closed or not self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
                 return
-            self._read()
+            try:
+                self._read()
+            except Exception:
+                # The descriptor will not tell of what is left: come back for it.
+                self._look_again()
+                raise
         self._look_again()
 
     def _look_again(self) -> None:
@@ -110,10 +115,12 @@ class Listener(_Link):
         try:
             self.socket.bind(f"tcp://{address}:{port or '*'}")
         except zmq.ZMQError as error:
-            hint = "another master or foreman runs there; stop it or choose another port"
+            ports = "WQ_MASTER for a master, WQ_MASTER_BASEPORT for foremen"
+            hint = f"something else listens there; stop it or choose another port ({ports})"
             if error.errno != zmq.EADDRINUSE:
-                hint = "choose an address of this host and a port above 1023"
-            raise UserError(f"cannot listen on {address}:{port}: {error.strerror}", hint) from None
+                hint = f"choose an address of this host (master.bind, foreman.bind) and a port above 1023 ({ports})"
+            # The text of the error itself says the address once more.
+            raise UserError(f"cannot listen on {address}:{port}: {zmq.strerror(error.errno or 0)}", hint) from None
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return int(endpoint.rsplit(":", 1)[1])
 

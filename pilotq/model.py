@@ -12,7 +12,7 @@ path, so a mark is never the user's own text.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -72,12 +72,12 @@ ON_WORKER = frozenset({State.ASSIGNED, State.RUNNING, State.SUSPENDED})
 
 #: state -> states it may become. Anything else is a bug.
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.IDLE: frozenset({State.ASSIGNED, State.HELD, State.CANCELLED, State.STAGING_OUT, State.DONE}),
-    State.ASSIGNED: frozenset({State.IDLE, State.RUNNING, State.STAGING_OUT, State.HELD, State.DONE, State.CANCELLED}),
-    State.RUNNING: frozenset({State.IDLE, State.SUSPENDED, State.STAGING_OUT, State.HELD, State.DONE, State.CANCELLED}),
-    State.SUSPENDED: frozenset({State.IDLE, State.RUNNING, State.STAGING_OUT, State.HELD, State.DONE, State.CANCELLED}),
-    State.STAGING_OUT: frozenset({State.DONE, State.HELD, State.CANCELLED, State.IDLE}),
-    State.HELD: frozenset({State.IDLE, State.STAGING_OUT, State.DONE, State.CANCELLED}),
+    State.IDLE: frozenset({State.ASSIGNED, State.STAGING_OUT, State.HELD, State.CANCELLED}),
+    State.ASSIGNED: frozenset({State.IDLE, State.RUNNING, State.STAGING_OUT, State.HELD, State.CANCELLED}),
+    State.RUNNING: frozenset({State.IDLE, State.SUSPENDED, State.STAGING_OUT, State.HELD, State.CANCELLED}),
+    State.SUSPENDED: frozenset({State.IDLE, State.RUNNING, State.STAGING_OUT, State.HELD, State.CANCELLED}),
+    State.STAGING_OUT: frozenset({State.DONE, State.HELD}),
+    State.HELD: frozenset({State.IDLE, State.STAGING_OUT, State.CANCELLED}),
     State.DONE: frozenset({State.CANCELLED}),
     State.CANCELLED: frozenset(),
 }
@@ -256,7 +256,7 @@ class OutputFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """
 
     name: str
-    size_bytes: int
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 50)]
     mode: int
     #: The content itself when it is small; None: the master pulls it.
     data: bytes | None = None

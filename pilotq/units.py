@@ -40,7 +40,7 @@ def parse_duration(text: str) -> float:
         total += float(part[1]) * _SECONDS[unit or "s"]
         position = part.end()
     if not stripped or position < len(stripped):
-        raise UserError(f"not a duration: {text!r}", "write seconds, 1h 5m, or HH:MM:SS")
+        raise UserError(f"not a duration: {text!r}", "write 0 or more: seconds, 1h 5m, or HH:MM:SS")
     return total
 
 
@@ -58,7 +58,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UserError(f"not a size: {text!r}", "write bytes, or a number with K, M, G or T, like 2.5G")
+        raise UserError(f"not a size: {text!r}", "write 0 or more: bytes, or a number with K, M, G or T, like 2.5G")
     power = _PREFIXES.index(match[2].upper()) + 1 if match[2] else 0
     return int(float(match[1]) * 1024**power) if "." in match[1] else int(match[1]) * int(1024**power)
 

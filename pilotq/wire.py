@@ -10,7 +10,10 @@ Only durations cross the wire, never moments: no clock of another host is ever c
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from pilotq.errors import PeerError
 from pilotq.model import Ended, Resources
@@ -21,16 +24,18 @@ PAYLOAD_BYTES_MAX = 4 << 20
 BATCH_FRAMES_MAX = 2000
 #: Bytes of a file that one message carries.
 CHUNK_BYTES = 256 << 10
+#: Instead of the size of a file: nobody has it any more; it cannot be had now, as a disk on the way is full.
+NOT_KEPT, NOT_NOW = -1, -2
 #: A file up to this size travels inside the message that names it.
 INLINE_BYTES_MAX = 32 << 10
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
-    """One attempt."""
+    """One attempt; the bounds are checked where a message is unpacked."""
 
-    cluster: int
-    proc: int
-    attempt: int
+    cluster: Annotated[int, Meta(ge=1, lt=1 << 62)]
+    proc: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    attempt: Annotated[int, Meta(ge=1, lt=1 << 32)]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -60,6 +65,8 @@ class Hello(_Message, frozen=True):
     unacked: list[Token]
     #: Names under which earlier processes in this scratch directory were known; nothing of them is left.
     predecessors: list[str] = []
+    #: Of the `AskInventory` it answers; 0: none.
+    answers: int = 0
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -136,7 +143,7 @@ class Get(_Message, frozen=True):
 
 
 class Chunk(_Message, frozen=True):
-    """The answer to `Get`; `size` is of the whole file, -1 when it is not kept here."""
+    """The answer to `Get`; `size` is of the whole file, or one of the two below."""
 
     digest: str
     offset: int
@@ -203,7 +210,12 @@ class Kill(_Message, frozen=True):
 
 
 class AskInventory(_Message, frozen=True):
-    """Say `Hello` again."""
+    """Say `Hello` again, with this number: it then tells all that was said before this.
+
+    From a foreman, or to a session the master does not know, the number is 0.
+    """
+
+    number: int = 0
 
 
 class Pull(_Message, frozen=True):

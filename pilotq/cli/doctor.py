@@ -23,6 +23,8 @@ from pilotq.store.place import filesystem
 #: Open files a master needs for some thousand workers without foremen.
 FILES_MIN = 4096
 SPACE_MIN_BYTES = 1 << 30
+#: File systems of the kernel's own.
+NO_STORAGE = ("proc", "sysfs", "cgroup", "cgroup2")
 
 
 class Finding(NamedTuple):
@@ -49,9 +51,11 @@ def _look(settings: Settings) -> Iterator[Finding]:
     yield from _home(settings)
     yield from _space(settings)
     yield from _drain_files(settings)
-    is_there = Client(settings.home).is_there()
-    yield Finding("ok" if is_there else "warn", f"master {'answers' if is_there else 'does not answer'}", "pilotq up")
-    yield from _ports(settings, is_there)
+    client = Client(settings.home)
+    is_there = client.is_there()
+    said = "answers" if is_there else "does not answer"
+    yield Finding("ok" if is_there else "warn", f"master {said}", client.advice())
+    yield from _ports(settings)
     if SHIMS in os.environ.get("PATH", "").split(":"):
         yield Finding("ok", "condor_* are on PATH")
     else:
@@ -89,8 +93,14 @@ def _home(settings: Settings) -> Iterator[Finding]:
 def _space(settings: Settings) -> Iterator[Finding]:
     for name, path in (("state directory", settings.state_dir), ("scratch", settings.worker_workdir)):
         existing = existing_part(path)
+        kind = filesystem(existing)
+        if kind in NO_STORAGE or not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
+            variable = "PILOTQ_STATE_DIR" if name == "state directory" else "WQ_WORKDIR"
+            why = f"nobody can store anything on {kind}" if kind in NO_STORAGE else f"{existing} cannot be written"
+            yield Finding("bad", f"{name} {path}: {why}", f"set {variable} to another directory")
+            continue
         free = read_facts(path).disk_bytes
-        text = f"{name} {path}: {units.format_size(free)} free on {filesystem(existing) or 'an unknown file system'}"
+        text = f"{name} {path}: {units.format_size(free)} free on {kind or 'an unknown file system'}"
         if name == "state directory" and is_on_network(path):
             yield Finding("bad", text, "the queue needs a local disk; set PILOTQ_STATE_DIR")
         else:
@@ -103,12 +113,17 @@ def _drain_files(settings: Settings) -> Iterator[Finding]:
             yield Finding("warn", f"{path} is there: what looks at it drains", f"rm {path}")
 
 
-def _ports(settings: Settings, is_there: bool) -> Iterator[Finding]:
-    ours = {process.port for process in read_records(settings.state_dir) if process.is_alive()}
+def _ports(settings: Settings) -> Iterator[Finding]:
+    ours = {(process.role, process.port) for process in read_records(settings.state_dir) if process.is_alive()}
     wanted = {"master": [settings.master_port], "foreman": settings.foreman_ports()}
+    for role, port in sorted(ours):
+        if role == "master" and port and port != settings.master_port:
+            what = f"our master listens on port {port}, but here WQ_MASTER says {settings.master_port}"
+            yield Finding("bad", what, "foremen and workers would not find it; set WQ_MASTER alike everywhere")
+            wanted["master"] = []
     for role, ports in wanted.items():
         for port in ports:
-            if port in ours or (role == "master" and is_there):
+            if (role, port) in ours:
                 yield Finding("ok", f"port {port}: our {role}")
             elif _is_free(port):
                 yield Finding("ok", f"port {port} is free for a {role}")

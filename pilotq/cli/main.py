@@ -32,7 +32,13 @@ class Command(NamedTuple):
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of things")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of things, 0 or more")
+    return int(text)
+
+
+def _slots(text: str) -> int:
+    if _count(text) == 0:
+        raise argparse.ArgumentTypeError("a worker has 1 slot or more")
     return int(text)
 
 
@@ -41,7 +47,7 @@ def _argument(*names: str, **words: Any) -> tuple[tuple[str, ...], dict[str, Any
 
 
 _FOREMEN = _argument("--foremen", type=_count, metavar="N", help="foremen to start (default: foreman.count)")
-_SLOTS = _argument("--slots", type=_count, metavar="N", help="cores of the worker (default: the CPUs)")
+_SLOTS = _argument("--slots", type=_slots, metavar="N", help="cores of the worker, 1 or more (default: the CPUs)")
 _JSON = _argument("--json", action="store_true", help="one JSON document")
 _WORKER_VERB = _argument("verb", nargs="?", choices=["drain", "forget"], help="say this to the master instead")
 _WORKER_NAME = _argument("name", nargs="?", help="which worker the verb is about")

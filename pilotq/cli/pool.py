@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from pilotq.cli.context import SHIMS, make_directories, read_facts, read_settings
@@ -29,8 +32,18 @@ from pilotq.errors import UnavailableError, UserError
 from pilotq.proc import start_ticks
 
 READY_S = 60.0
+#: After so long a wait somebody wants to know what for.
+SILENT_S = 5.0
 #: A worker kills its tasks politely and reports them; master and foremen only close their sockets.
 WORKER_GRACE_S, GRACE_S = 30.0, 15.0
+
+
+class Interrupted(BaseException):
+    """A signal asks us to leave."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 class Pool:
@@ -43,12 +56,17 @@ class Pool:
         environ: Mapping[str, str],
         *,
         dies_with_us: bool = False,
+        chosen: Mapping[str, str] | None = None,
+        earlier: Iterable[Process] = (),
     ) -> None:
+        """`chosen` is what `up` repairs with, `earlier` what it has started before."""
         self.settings = settings
         self.overrides = dict(overrides)
         self.environ = {**environ, "PILOTQ_HOME": settings.home}
         self.client = Client(settings.home)
         self._dies_with_us = dies_with_us
+        self._chosen = self.overrides if chosen is None else chosen
+        self._earlier = list(earlier)
         self._children: dict[int, tuple[subprocess.Popen[bytes], str, str]] = {}
 
     def start_missing(self) -> list[Process]:
@@ -85,10 +103,13 @@ class Pool:
             self.start_missing()
         return words
 
-    def remember(self, chosen: Mapping[str, str] | None = None, earlier: Iterable[Process] = ()) -> None:
+    def remember(self, chosen: Mapping[str, str] | None = None) -> None:
         """Write down what `down` has to stop, and with what `up` repairs."""
-        ours = [*(one for one in earlier if one.is_alive()), *self._started()]
-        record = {"chosen": chosen or self.overrides, "started": [one._asdict() for one in ours]}
+        ours = [*(one for one in self._earlier if one.is_alive()), *self._started()]
+        record = {
+            "chosen": dict(self._chosen if chosen is None else chosen),
+            "started": [one._asdict() for one in ours],
+        }
         write_json(f"{self.settings.state_dir}/pool.json", record)
 
     def stop_all(self, *, polite: bool = True) -> list[Process]:
@@ -109,6 +130,8 @@ class Pool:
         words = [word for pair in {**self.overrides, **extra}.items() for word in ("--set", "=".join(pair))]
         child = start_detached([role, *words], self._log(name), self.environ, dies_with_us=self._dies_with_us)
         self._children[child.pid] = (child, name, role)
+        # At once: whatever happens to us, `down` finds it.
+        self.remember()
 
     def _started(self) -> list[Process]:
         found = ((pid, role, name) for pid, (child, name, role) in self._children.items() if child.poll() is None)
@@ -122,6 +145,7 @@ class Pool:
 
     def _wait(self, end: float, what: str, is_ready: Callable[[], bool]) -> None:
         pause = 0.02
+        tell_at = time.monotonic() + SILENT_S
         while not is_ready():
             for child, name, _ in self._children.values():
                 if child.poll() is not None:
@@ -135,6 +159,9 @@ class Pool:
                 raise UnavailableError(
                     f"{what} not ready within {READY_S:.0f} s", f"look into {self.settings.state_dir}/logs", exit_code=1
                 )
+            if time.monotonic() > tell_at:
+                tell_at = float("inf")
+                _say(f"waiting for {what}, {READY_S:.0f} s at most; logs are in {self.settings.state_dir}/logs")
             time.sleep(pause)
             pause = min(pause * 1.3, 0.25)
 
@@ -172,9 +199,20 @@ def up(options: argparse.Namespace) -> int:
         if "worker.idle_timeout_s" not in settings.given:
             overrides["worker.idle_timeout_s"] = "0"
         _refuse_when_draining(settings)
-        pool = Pool(settings, overrides, os.environ)
-        started = pool.start_missing()
-        pool.remember(chosen, [to_process(one) for one in before.get("started", [])])
+        _refuse_other_host(settings)
+        earlier = [to_process(one) for one in before.get("started", [])]
+        pool = Pool(settings, overrides, os.environ, chosen=chosen, earlier=earlier)
+        try:
+            with _interruptible():
+                started = pool.start_missing()
+        except Interrupted as interrupt:
+            pool.remember(before.get("chosen", {}))
+            _say("interrupted; what was started is stopped again")
+            return interrupt.exit_code
+        except BaseException:
+            pool.remember(before.get("chosen", {}))
+            raise
+        pool.remember()
     for process in started:
         print(f"started {process}", file=sys.stderr)
     _tell_ready(settings)
@@ -191,6 +229,47 @@ def _refuse_when_draining(settings: Settings) -> None:
     for path in (f"{settings.home}/drain", settings.worker_drain_file):
         if os.path.exists(path):
             raise UserError(f"{path} is there, so what is started would drain", f"rm {path}", exit_code=7)
+
+
+def _refuse_other_host(settings: Settings) -> None:
+    """What `up` starts would look for the master elsewhere.
+
+    Raises: UserError.
+    """
+    host = settings.master_host
+    hint = "`up` starts the master here: set WQ_MASTER to 127.0.0.1 or an address of this host"
+    try:
+        found = {entry[4] for entry in socket.getaddrinfo(host, 0, socket.AF_INET, socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        raise UserError(f"the master's host {host!r} (WQ_MASTER) is not known", hint) from None
+    for address in found:
+        with socket.socket() as one, suppress(OSError):
+            one.bind(address)
+            return
+    raise UserError(f"the master's host {host!r} (WQ_MASTER) is another machine", hint)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP come as `Interrupted`, once; those that were ignored stay ignored."""
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = {one: signal.signal(one, interrupt) for one in numbers}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        print(f"pilotq: {text}", file=sys.stderr, flush=True)
 
 
 def _tell_ready(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -19,9 +20,9 @@ from types import FrameType
 from typing import Any
 
 from pilotq import units
-from pilotq.cli.context import SHIMS, is_on_network, make_directories, read_settings
-from pilotq.cli.pool import Pool, choices
-from pilotq.cli.progress import Counts, is_over, new_progress
+from pilotq.cli.context import ROOT, SHIMS, is_on_network, make_directories, read_settings
+from pilotq.cli.pool import Interrupted, Pool, choices
+from pilotq.cli.progress import Counts, ended, is_over, new_progress
 from pilotq.client import Client
 from pilotq.errors import PilotqError, UnavailableError, UserError
 
@@ -31,15 +32,9 @@ REPAIRS_MAX = 5
 #: How long a cancelled pool may take to write the last user logs.
 CANCEL_S = 20.0
 SHOWN_MAX = 5
+#: Tasks that wait so long beside free slots may fit nowhere.
+STUCK_S = 10.0
 _SUBMITTED = re.compile(r"^(\d+) job\(s\) submitted to cluster (\d+)", re.MULTILINE)
-
-
-class Interrupted(BaseException):
-    """A signal asks us to leave."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
 
 
 def main(options: argparse.Namespace) -> int:
@@ -131,11 +126,15 @@ class Run:
         self.clusters: list[int] = []
         self._is_leaving = False
         self._repairs = 0
+        #: What was seen last of idle and ended tasks, and when it changed; infinite: the hint was given.
+        self._seen: list[tuple[int, int]] = []
+        self._changed_at = 0.0
 
     def run(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         remains = False
+        began = time.monotonic()
         try:
             self._say(f"starting a pool in {self.home}")
             self.pool.start_missing()
@@ -149,6 +148,7 @@ class Run:
             self._is_leaving = True
             self._say("stopping")
             self._cancel()
+            self._sum_up_interrupted(began)
             code = interrupt.exit_code
         except UnavailableError as error:
             raise UnavailableError(str(error), f"the logs are in {self._keep_logs()}", exit_code=1) from None
@@ -159,7 +159,9 @@ class Run:
         if remains:
             self.pool.remember()
             self._say(f"the pool goes on; use it with: export PILOTQ_HOME={shlex.quote(self.home)}")
-            self._say("stop it with: pilotq down")
+            program = f"{ROOT}/bin/pilotq"
+            program = shlex.quote(program) if os.path.exists(program) else "pilotq"
+            self._say(f"stop it with: {program} down; after that the directory {self.home} can be removed")
         return code
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -173,7 +175,7 @@ class Run:
         shim = f"{SHIMS}/condor_submit"
         environ = {**self.pool.environ, "PATH": f"{SHIMS}:{os.environ.get('PATH', os.defpath)}"}
         done = subprocess.run(
-            [shim, path],
+            [shim] if path == "-" else [shim, path],
             env=environ,
             stdin=None if path == "-" else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -184,7 +186,11 @@ class Run:
         found = _SUBMITTED.findall(done.stdout)
         if done.returncode or not found:
             self._cancel()
-            raise UserError(f"{path} was refused by condor_submit (exit {done.returncode})", "nothing of it runs")
+            hint = "nothing of it runs"
+            if self.clusters:
+                names = ", ".join(map(str, self.clusters))
+                hint += f", and what was submitted before is cancelled (cluster {names})"
+            raise UserError(f"{path} was refused by condor_submit (exit {done.returncode})", hint)
         for count, cluster in found:
             self.clusters.append(int(cluster))
             self._say(f"submitted {path} as cluster {cluster}: {units.format_count(int(count), 'task')}")
@@ -201,14 +207,34 @@ class Run:
                     if all(is_over(cluster) for cluster in clusters):
                         self._settle(10.0)
                         return clusters
+                    self._tell_if_stuck(clusters)
                 time.sleep(pause)
                 pause = min(pause * 1.2, 0.3)
         finally:
             progress.close()
 
+    def _tell_if_stuck(self, clusters: Sequence[Counts]) -> None:
+        """Say once how to find out why tasks wait beside free slots."""
+        seen = [(int(cluster["idle"]), ended(cluster)) for cluster in clusters]
+        now = time.monotonic()
+        if seen != self._seen:
+            self._seen, self._changed_at = seen, max(now, self._changed_at)
+        waiting = [cluster["cluster"] for cluster in clusters if cluster["idle"]]
+        if not waiting or now - self._changed_at < STUCK_S:
+            return
+        self._changed_at = now
+        try:
+            free = self.client.get("/v1/status")["slots"]["free"]
+        except UnavailableError:
+            return
+        if free:
+            self._changed_at = float("inf")
+            command = f"PILOTQ_HOME={shlex.quote(self.home)} {shlex.quote(SHIMS)}/condor_q -better-analyze {waiting[0]}"
+            self._say(f"tasks wait though slots are free; perhaps no worker is large enough. Ask: {command}")
+
     def _ask(self) -> list[Counts] | None:
         """The clusters; None while the master does not answer but may come back."""
-        for words in self.pool.repair():
+        for words in [] if self._is_leaving else self.pool.repair():
             self._say(f"{words}; started again")
             self._repairs += 1
             if self._repairs > REPAIRS_MAX:
@@ -256,6 +282,13 @@ class Run:
         folders = sorted({str(cluster["iwd"]) for cluster in clusters if cluster.get("iwd")} or {os.getcwd()})
         print("outputs are where the description says, seen from " + ", ".join(folders))
         return 0 if good == total else 1
+
+    def _sum_up_interrupted(self, began: float) -> None:
+        """What was done until then; without a master that answers, nothing."""
+        with contextlib.suppress(PilotqError, OSError):
+            clusters = self._ask() if self.clusters else None
+            if clusters:
+                self._sum_up(clusters, time.monotonic() - began)
 
     def _show(self, state: str, count: int) -> None:
         rows: list[dict[str, Any]] = []

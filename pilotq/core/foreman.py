@@ -8,6 +8,7 @@ import msgspec
 
 from pilotq import wire
 from pilotq.core.turn import Action, Event, Now, Tell, Turn
+from pilotq.errors import PeerError
 
 #: A master that is silent for this many heartbeats is looked for again.
 BEATS_MISSED_MAX = 4
@@ -153,7 +154,11 @@ class ForemanCore:
             self._told[event.session] = set()
         self.sessions[event.session] = now.boot
         if event.payload[1:5] == _GET:
-            message = wire.unpack(event.payload)
+            try:
+                message = wire.unpack(event.payload)
+            except PeerError as error:
+                self._actions.append(Tell("not a message of ours", {"reason": str(error)}))
+                return
             if isinstance(message, wire.Get):
                 self._actions.append(FileWanted(event.session, message))
             return
@@ -179,6 +184,9 @@ class ForemanCore:
         if isinstance(message, wire.ForemanWelcome):
             if not self.welcomed:
                 self._actions.append(Tell("welcomed by the master", {"keys": len(message.keys)}))
+                self._descriptions.clear()
+                for told in self._told.values():
+                    told.clear()
                 # The master may be a new one: whoever is connected here says again what it holds.
                 for session in self.sessions:
                     self._down(session, wire.AskInventory())
@@ -186,7 +194,10 @@ class ForemanCore:
             self._beat_s = message.beat_s
             self._actions.append(Allow(message.keys))
         elif isinstance(message, wire.Describe):
+            # Told again because somebody does not have it (any more).
             self._descriptions[message.cluster] = payload
+            for told in self._told.values():
+                told.discard(message.cluster)
         elif isinstance(message, wire.Forget):
             self._descriptions.pop(message.cluster, None)
             for told in self._told.values():

@@ -154,7 +154,10 @@ class MasterCore:
                     continue
                 if procs is None:
                     procs = cluster.live_procs()
-                for proc in procs[:budget]:
+                part = procs[:budget]
+                if job.act.verb == "cancel" and "leave_in_queue" not in cluster.policies:
+                    part = self._cancel_untouched(job, cluster, part, now)
+                for proc in part:
                     job.results.append((number, proc, self._act(job.act, cluster, proc, now)))
                 if len(procs) > budget:
                     job.todo.appendleft((number, procs[budget:]))
@@ -163,6 +166,16 @@ class MasterCore:
                 return
             self._jobs.popleft()
             self.actions.append(t.Answer(job.act.reply, job.results))
+
+    def _cancel_untouched(self, job: _Job, cluster: Cluster, procs: list[int], now: Now) -> list[int]:
+        """The short way for tasks to which nothing ever happened; the others."""
+        untouched = cluster.untouched(procs)
+        if not untouched:
+            return procs
+        self.queue.cancel_untouched(cluster, untouched, now.wall, job.act.reason)
+        job.results += [(cluster.id, proc, "ok") for proc in untouched]
+        done = set(untouched)
+        return [proc for proc in procs if proc not in done]
 
     def _act(self, act: t.Act, cluster: Cluster, proc: int, now: Now) -> str:
         state, queue = cluster.state(proc), self.queue
@@ -174,6 +187,8 @@ class MasterCore:
             if state == State.STAGING_OUT:
                 return "bad_state"
             self.sessions.end_attempt(cluster, proc, now)
+            if state == State.HELD:
+                self.actions.append(t.Discard(wire.Token(cluster.id, proc, max(1, cluster.attempts[proc]))))
             queue.cancel(cluster, proc, now.wall, act.reason)
             self.policy.leave_or_stay(cluster, proc, now)
         elif act.verb == "hold":
@@ -186,10 +201,16 @@ class MasterCore:
         else:
             if state != State.HELD:
                 return "bad_state"
-            n = queue.release(cluster, proc, now.wall, act.reason)
-            if n:
-                self.actions.append(t.RetryNotes([n]))
+            self.release(cluster, proc, act.reason, now)
         return "ok"
+
+    def release(self, cluster: Cluster, proc: int, reason: str, now: Now) -> None:
+        """Un-hold a task; it starts again only when nothing of its last attempt runs any more."""
+        if self.sessions.is_ending(cluster, proc):
+            cluster.fence(proc)
+        n = self.queue.release(cluster, proc, now.wall, reason)
+        if n:
+            self.actions.append(t.RetryNotes([n]))
 
     def on_delivered(self, event: t.Delivered, now: Now) -> None:
         for final in self.queue.delivered(event.ns, now.wall):
@@ -219,9 +240,16 @@ class MasterCore:
         """After a restart: every assigned task counts as just renewed, on the worker the store names."""
         for cluster in self.queue.clusters.values():
             for proc, facts in cluster.facts.items():
-                if cluster.state(proc) in ON_WORKER:
-                    worker = self.peers.know(facts.worker, facts.host, now.boot, self.limits.lease_s)
-                    worker.hold((cluster.id, proc), cluster.attempts[proc], cluster.needs)
+                state = cluster.state(proc)
+                if not facts.worker or state not in ON_WORKER | {State.HELD, State.IDLE}:
+                    continue
+                worker = self.peers.know(facts.worker, facts.host, now.boot, self.limits.lease_s)
+                worker.hold((cluster.id, proc), cluster.attempts[proc], cluster.needs)
+                if state not in ON_WORKER:
+                    # It was told to end, or not even that yet.
+                    worker.begin_ending((cluster.id, proc))
+                    if state == State.IDLE:
+                        cluster.fence(proc)
 
     def _match(self, now: Now) -> None:
         """Give idle tasks to workers with room."""

@@ -56,6 +56,8 @@ class Worker:
     told_at: float = 0.0
     #: True between asking for an inventory and the hello that brings it.
     asked: bool = False
+    #: Number of the last inventory asked for.
+    ask: int = 0
     drain_wanted: bool = False
 
     def hold(self, task: Task, attempt: int, needs: Resources) -> None:
@@ -82,11 +84,20 @@ class Worker:
         self.ending[token] = needs
         return token
 
-    def ended(self, token: wire.Token) -> None:
+    def ending_too(self, token: wire.Token, needs: Resources) -> None:
+        """It turns out to hold an attempt that must end."""
+        self.ending[token] = needs
+        self._use(needs, 1)
+        self.checksum ^= wire.checksum(token)
+
+    def ended(self, token: wire.Token) -> bool:
+        """An attempt that was to end has; False: there was none."""
         needs = self.ending.pop(token, None)
-        if needs is not None:
-            self._use(needs, -1)
-            self.checksum ^= wire.checksum(token)
+        if needs is None:
+            return False
+        self._use(needs, -1)
+        self.checksum ^= wire.checksum(token)
+        return True
 
     def _use(self, needs: Resources, sign: int) -> None:
         used = self.used
@@ -180,9 +191,12 @@ class Peers:
         self.asked_at.pop(route, None)
 
     def disconnect(self, worker: Worker) -> None:
-        if worker.route is not None:
-            self.routes.pop(worker.route, None)
+        route = worker.route
+        if route is not None:
+            self.routes.pop(route, None)
             worker.route = None
+            if not route.session:
+                self.told.pop(route.peer, None)
 
     def lose_peer(self, peer: bytes) -> list[Worker]:
         """The socket's peer is gone: the workers that were reached through it."""

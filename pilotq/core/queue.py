@@ -7,6 +7,7 @@ often it changed in between.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -103,9 +104,9 @@ class Queue:
                 hold_code=HoldCode.SUBMITTED_HELD,
                 reason=new.hold_reason,
             )
-            for proc in range(new.count):
-                self.set_facts(cluster, proc, held)
-                self._log(HELD, cluster, proc, new.submitted_at)
+            cluster.facts.update(dict.fromkeys(range(new.count), held))
+            self._changed[number] = dict.fromkeys(range(new.count))
+            self._log_many(HELD, cluster, range(new.count), new.submitted_at, held)
         else:
             self.ready.add(cluster)
         return number
@@ -186,7 +187,6 @@ class Queue:
             hold_code=code,
             hold_subcode=subcode,
             holds=facts.holds + 1,
-            worker="",
         )
         if state in (State.RUNNING, State.SUSPENDED):
             self._log(EVICTED, cluster, proc, wall)
@@ -210,17 +210,32 @@ class Queue:
 
     def release(self, cluster: Cluster, proc: int, wall: float, reason: str) -> int:
         """Un-hold it. The number of the note to try again when its outputs wait to be written, else 0."""
-        for n, final in list(self.stuck.items()):
-            if (final.cluster, final.proc) == (cluster.id, proc):
-                del self.stuck[n]
-                self.finals[n] = final
-                self._move(cluster, proc, State.STAGING_OUT, wall, release_reason=reason, reason="", hold_code=0)
-                self._log(RELEASED, cluster, proc, wall)
-                return n
+        for n, final in self._notes_of(cluster, proc):
+            self.stuck.pop(n, None)
+            self.finals[n] = final
+            self._move(cluster, proc, State.STAGING_OUT, wall, release_reason=reason, reason="", hold_code=0)
+            self._log(RELEASED, cluster, proc, wall)
+            return n
         self._move(cluster, proc, State.IDLE, wall, release_reason=reason, reason="", hold_code=0, hold_subcode=0)
         self._log(RELEASED, cluster, proc, wall)
         self.ready.add(cluster)
         return 0
+
+    def _notes_of(self, cluster: Cluster, proc: int) -> list[tuple[int, Final]]:
+        """Final notes of a task that are not written yet, stuck or (after a restart) to be tried again."""
+        pending = [*self.stuck.items(), *self.finals.items()]
+        return [(n, final) for n, final in pending if (final.cluster, final.proc) == (cluster.id, proc)]
+
+    def unfence(self, cluster: Cluster, proc: int, worker: str) -> None:
+        """The attempt that was told to end on this worker has ended."""
+        facts = cluster.facts.get(proc)
+        if facts is not None and facts.worker == worker and cluster.state(proc) in (State.HELD, State.IDLE):
+            self.set_facts(cluster, proc, _change(facts, worker=""))
+        if proc in cluster.fenced:
+            cluster.fenced.discard(proc)
+            if cluster.state(proc) == State.IDLE:
+                cluster.came_back(proc)
+                self.ready.add(cluster)
 
     def complete(self, cluster: Cluster, proc: int, wall: float, end: Ended, attempt: int) -> None:
         """It ended by itself: written to its user first when there is something to write, then out of the queue."""
@@ -260,12 +275,26 @@ class Queue:
     def cancel(self, cluster: Cluster, proc: int, wall: float, reason: str) -> None:
         """Somebody ended it."""
         if cluster.state(proc) == State.HELD:
-            for n in [n for n, final in self.stuck.items() if (final.cluster, final.proc) == (cluster.id, proc)]:
-                del self.stuck[n]
+            for n, _ in self._notes_of(cluster, proc):
+                self.stuck.pop(n, None)
+                self.finals.pop(n, None)
                 self._notes.append(NotesDone([n]))
         self._move(cluster, proc, State.CANCELLED, wall, reason=reason, ended_at=wall, worker="")
         self.cancelled += 1
         self._log(ABORTED, cluster, proc, wall)
+
+    def cancel_untouched(self, cluster: Cluster, procs: list[int], wall: float, reason: str) -> None:
+        """Cancel tasks that never had a row and take them out of the queue: they share their facts and their notes.
+
+        Shape: procs in order, each `Cluster.untouched`.
+        """
+        facts = Facts(entered_at=wall, reason=reason, ended_at=wall)
+        for proc in procs:
+            cluster.put(proc, State.CANCELLED)
+        cluster.facts.update(dict.fromkeys(procs, facts))
+        self._leaving.setdefault(cluster.id, {}).update(dict.fromkeys(procs))
+        self.cancelled += len(procs)
+        self._log_many(ABORTED, cluster, procs, wall, facts)
 
     def leave(self, cluster: Cluster, proc: int) -> None:
         """Out of the queue, into the history."""
@@ -293,10 +322,10 @@ class Queue:
     def undelivered(self, n: int, wall: float, errno: int, reason: str) -> None:
         """The scribe cannot write a note: its task waits for a person."""
         final = self.finals.pop(n, None)
-        if final is None:
+        cluster = self.clusters.get(final.cluster) if final is not None else None
+        if final is None or cluster is None:
             return
         self.stuck[n] = final
-        cluster = self.clusters[final.cluster]
         if cluster.state(final.proc) == State.STAGING_OUT:
             facts = cluster.facts_of(final.proc)
             self._move(
@@ -365,6 +394,17 @@ class Queue:
     def _log(self, event: int, cluster: Cluster, proc: int, wall: float) -> None:
         if cluster.has_log:
             self._note(event, cluster, proc, wall, facts=cluster.facts_of(proc))
+
+    def _log_many(self, event: int, cluster: Cluster, procs: Sequence[int], wall: float, facts: Facts) -> None:
+        """The same event of many tasks, in order: one note for procs that follow each other."""
+        if not cluster.has_log:
+            return
+        start = 0
+        for end in range(1, len(procs) + 1):
+            count = end - start
+            if end == len(procs) or procs[end] != procs[start] + count or count == NOTE_PROCS_MAX:
+                self._note(event, cluster, procs[start], wall, facts=facts, count=count)
+                start = end
 
     def _note(self, event: int, cluster: Cluster, proc: int, wall: float, **more: Any) -> int:
         n = self.next_note

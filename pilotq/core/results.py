@@ -15,8 +15,8 @@ from pilotq.model import ENDED, ENDING, ON_WORKER, Ended, HoldCode, Outcome, Sta
 if TYPE_CHECKING:
     from pilotq.core.master import MasterCore
 
-#: errno of a full disk: the node's trouble, not the task's.
-_ENOSPC = 28
+#: errno of a full disk and of a used up quota: the node's trouble, not the task's.
+_NO_SPACE = frozenset({28, 122})
 #: A worker that could not take or stage a task gets nothing new for this long.
 PAUSE_S = 10.0
 #: Ends of a task that only a person can mend, and Condor's code for them.
@@ -27,6 +27,11 @@ _HOLDS = {
     Outcome.STAGE_IN: HoldCode.CANNOT_START,
     Outcome.STAGE_OUT: HoldCode.OUTPUT_FILE,
 }
+
+
+def _is_nodes_trouble(end: Ended) -> bool:
+    """The node could not start the task or had no space for it."""
+    return end.outcome == Outcome.REJECTED or (end.outcome == Outcome.DISK and end.code in _NO_SPACE)
 
 
 class Results:
@@ -47,10 +52,13 @@ class Results:
 
     def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
         """Take one result; True when the worker may forget it."""
-        worker.ended(token)
+        self._master.sessions.on_ended(worker, token)
         task = (token.cluster, token.proc)
         if worker.number(task) == token.attempt:
             worker.drop(task)
+        if _is_nodes_trouble(end):
+            # Or it would come back at once, again and again.
+            worker.pause_until = now.boot + PAUSE_S
         cluster = self._master.queue.clusters.get(token.cluster)
         if cluster is None or not cluster.has(token.proc):
             return True
@@ -94,14 +102,17 @@ class Results:
 
     def _end(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
         queue, proc = self._master.queue, token.proc
-        if token.attempt != cluster.attempts[proc]:
+        is_late = token.attempt != cluster.attempts[proc]
+        still_runs = False
+        if is_late:
             self._master.sessions.end_attempt(cluster, proc, now)
+            still_runs = self._master.sessions.is_ending(cluster, proc)
         if end.usage.wall_s and cluster.state(proc) == State.ASSIGNED:
             queue.start(cluster, proc, now.wall)
         if end.outcome in ENDING:
-            self._completed(cluster, token, end, now)
-        elif end.outcome == Outcome.DISK and end.code == _ENOSPC:
-            self._lost(cluster, proc, end, now, charged=True)
+            self._completed(cluster, token, end, now, still_runs)
+        elif _is_nodes_trouble(end):
+            self._lost(cluster, proc, end, now, charged=end.outcome == Outcome.DISK)
         elif end.outcome in _HOLDS:
             queue.ended_attempt(cluster, proc, end)
             code = _HOLDS[end.outcome]
@@ -109,17 +120,21 @@ class Results:
         else:
             self._lost(cluster, proc, end, now, charged=end.outcome == Outcome.LOST)
 
-    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
+    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now, still_runs: bool) -> None:
         queue, policy, proc = self._master.queue, self._master.policy, token.proc
         if cluster.policies:
             queue.ended_attempt(cluster, proc, end)
             fate = policy.at_exit(cluster, proc, cluster.facts_of(proc), now)
+            if fate != "leave" and any(output.data is None for output in end.outputs):
+                self._master.actions.append(t.Discard(token))
             if fate == "hold":
                 reason = fired("on_exit_hold", cluster.policies["on_exit_hold"])
                 queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
                 return
             if fate == "again":
                 queue.requeue(cluster, proc, now.wall, Ended(end.outcome, end.code, end.reason))
+                if still_runs:
+                    cluster.fence(proc)
                 return
         queue.complete(cluster, proc, now.wall, end, token.attempt)
         if cluster.state(proc) == State.DONE:
@@ -140,8 +155,11 @@ class Results:
         """These attempts of a worker are gone without a result."""
         for task in tasks:
             number = worker.drop(task)
+            token = wire.Token(task[0], task[1], max(number, 1))
+            if token in self.collecting:
+                del self.collecting[token]
+                self._master.actions.append(t.Discard(token))
             cluster = self._master.queue.clusters.get(task[0])
             if cluster is None or cluster.attempts[task[1]] != number or cluster.state(task[1]) not in ON_WORKER:
                 continue
-            self.collecting.pop(wire.Token(task[0], task[1], number), None)
             self._lost(cluster, task[1], Ended(Outcome.LOST, reason=reason), now, charged=True)

@@ -87,6 +87,10 @@ class Sessions:
             return
         if worker.route is not None and message.generation < worker.generation:
             return
+        if worker.route == event.route and (not worker.asked or message.answers != worker.ask):
+            # Something said to it since the last hello may not have reached it when it said this one.
+            self._ask_inventory(worker)
+            return
         is_new = worker.route is None
         worker.host, worker.pid, worker.version, worker.key = message.host, message.pid, message.version, event.name
         worker.generation, worker.offer, worker.asked = message.generation, message.offer, False
@@ -106,19 +110,18 @@ class Sessions:
     def _compare(self, worker: Worker, message: wire.Hello, now: Now) -> list[wire.Token]:
         """Set the worker's inventory against the queue; what it must end."""
         clusters = self._master.queue.clusters
-        live = {(token.cluster, token.proc): token for token in message.live}
+        held = set(message.live)
         unacked = {(token.cluster, token.proc) for token in message.unacked}
         gone = [
-            task
-            for task in worker.tasks
-            if task not in unacked and (task not in live or live[task].attempt != worker.number(task))
+            task for task in worker.tasks if task not in unacked and wire.Token(*task, worker.number(task)) not in held
         ]
         self._master.results.lose(worker, gone, "its worker does not have it", now)
         for token in list(worker.ending):
-            if live.get((token.cluster, token.proc)) != token:
-                worker.ended(token)
+            if token not in held:
+                self.on_ended(worker, token)
         kill: list[wire.Token] = []
-        for task, token in live.items():
+        for token in message.live:
+            task = (token.cluster, token.proc)
             if worker.number(task) == token.attempt:
                 continue
             cluster = clusters.get(token.cluster)
@@ -126,8 +129,7 @@ class Sessions:
                 continue
             kill.append(token)
             if token not in worker.ending:
-                worker.hold(task, token.attempt, cluster.needs if cluster is not None else Resources(0))
-                worker.begin_ending(task)
+                worker.ending_too(token, cluster.needs if cluster is not None else Resources(0))
         for token in message.started:
             cluster = clusters.get(token.cluster)
             if cluster is not None and worker.number((token.cluster, token.proc)) == token.attempt:
@@ -162,8 +164,14 @@ class Sessions:
         wrong_s = now.boot - worker.mismatch_since
         if wrong_s > MISMATCH_S or (wrong_s > 1.5 * beat_s and now.boot - worker.told_at > beat_s):
             worker.mismatch_since = float("inf")
-            worker.asked = True
-            self._send(worker.route, wire.AskInventory())
+            self._ask_inventory(worker)
+
+    def _ask_inventory(self, worker: Worker) -> None:
+        """Until the hello with this number comes it gets nothing new."""
+        assert worker.route is not None
+        worker.asked = True
+        worker.ask += 1
+        self._send(worker.route, wire.AskInventory(worker.ask))
 
     def on_started(self, worker: Worker, message: wire.Started, now: Now) -> None:
         queue = self._master.queue
@@ -176,7 +184,7 @@ class Sessions:
         """Not started there: idle again, nobody is charged."""
         queue = self._master.queue
         for token in message.tokens:
-            worker.ended(token)
+            self.on_ended(worker, token)
             task = (token.cluster, token.proc)
             if worker.number(task) != token.attempt:
                 continue
@@ -186,6 +194,7 @@ class Sessions:
                 queue.requeue(cluster, token.proc, now.wall, Ended(Outcome.REJECTED, reason=message.reason))
         if message.reason == "undescribed" and worker.route is not None:
             self._peers.told.pop(worker.route.peer, None)
+            worker.pause_until = now.boot + 0.2
         elif message.reason not in ("full", "draining"):
             worker.pause_until = now.boot + PAUSE_S
             facts = {"worker": worker.name, "reason": message.reason}
@@ -193,10 +202,22 @@ class Sessions:
 
     def on_killed(self, worker: Worker, message: wire.Killed, now: Now) -> None:
         for token in message.tokens:
-            worker.ended(token)
+            self.on_ended(worker, token)
 
     def on_goodbye(self, worker: Worker, message: wire.Goodbye, now: Now) -> None:
         self._bury(worker, message.reason or "its worker left", now)
+
+    def on_ended(self, worker: Worker, token: wire.Token) -> None:
+        """Nothing of an attempt that was to end is left: its task may run again."""
+        if worker.ended(token):
+            cluster = self._master.queue.clusters.get(token.cluster)
+            if cluster is not None and cluster.has(token.proc):
+                self._master.queue.unfence(cluster, token.proc, worker.name)
+
+    def is_ending(self, cluster: Cluster, proc: int) -> bool:
+        """Does an attempt of it still run that was told to end?"""
+        worker = self._peers.workers.get(cluster.facts_of(proc).worker)
+        return worker is not None and wire.Token(cluster.id, proc, cluster.attempts[proc]) in worker.ending
 
     def end_attempt(self, cluster: Cluster, proc: int, now: Now) -> None:
         """Tell the worker that holds this task to end it; it goes on using its slot until it has."""
@@ -211,6 +232,8 @@ class Sessions:
     def _bury(self, worker: Worker, reason: str, now: Now) -> None:
         """A worker is no more: free what it held."""
         self._master.results.lose(worker, worker.tasks, reason, now)
+        for token in list(worker.ending):
+            self.on_ended(worker, token)
         self._peers.remove(worker)
         self._master.actions.append(t.Tell("worker left", {"worker": worker.name, "reason": reason}))
 

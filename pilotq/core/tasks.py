@@ -1,6 +1,6 @@
 """Clusters and their procs in columns: where a million tasks live.
 
-A task is a byte of state and two bytes of attempt number. `Facts` exist only for tasks that were assigned, held or
+A task is a byte of state and four bytes of attempt number. `Facts` exist only for tasks that were assigned, held or
 edited. Ready procs are found by a pointer that moves once over the cluster, and a heap of those that came back.
 """
 
@@ -26,6 +26,7 @@ class Cluster:
         "counts",
         "facts",
         "failed",
+        "fenced",
         "has_deltas",
         "has_log",
         "id",
@@ -62,7 +63,7 @@ class Cluster:
         self.policies = policies or {}
         self.states = bytearray([state]) * count
         #: Number of the latest attempt of each proc; 0: none yet.
-        self.attempts = array("H", bytes(2 * count))
+        self.attempts = array("I", bytes(4 * count))
         #: Tasks by state; index: State.
         self.counts = [0] * _STATES
         self.counts[state] = count
@@ -71,6 +72,8 @@ class Cluster:
         #: Tasks that left the queue, and those of them (or staging out) whose outcome was not OK.
         self.left = 0
         self.failed = 0
+        #: Idle tasks whose last attempt was told to end and may still run: not to be started before it has.
+        self.fenced: set[int] = set()
         self._fresh = 0
         self._returned: list[int] = []
 
@@ -110,6 +113,11 @@ class Cluster:
         self.counts[state] += 1
         self.states[proc] = state
 
+    def untouched(self, procs: list[int]) -> list[int]:
+        """Those that wait and have no row: nothing ever happened to them."""
+        states, facts = self.states, self.facts
+        return [proc for proc in procs if states[proc] == State.IDLE and proc not in facts]
+
     @property
     def idle(self) -> int:
         return self.counts[State.IDLE]
@@ -120,7 +128,7 @@ class Cluster:
         procs: list[int] = []
         while self._returned and len(procs) < limit:
             proc = heappop(self._returned)
-            if states[proc] == State.IDLE and proc not in procs[-1:]:
+            if states[proc] == State.IDLE and proc not in procs[-1:] and proc not in self.fenced:
                 procs.append(proc)
         taken = set(procs)
         while len(procs) < limit:
@@ -129,9 +137,12 @@ class Cluster:
                 self._fresh = len(states)
                 break
             self._fresh = proc + 1
-            if proc not in taken:
+            if proc not in taken and proc not in self.fenced:
                 procs.append(proc)
         return procs
+
+    def fence(self, proc: int) -> None:
+        self.fenced.add(proc)
 
     def live_procs(self) -> list[int]:
         """Procs still in the queue."""

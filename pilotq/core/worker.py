@@ -188,6 +188,9 @@ class WorkerCore:
         attempt = self.attempts.get(event.token)
         if attempt is None or attempt.phase != "staging":
             return
+        if event.reason and event.may_pass:
+            self._give_back([attempt], event.reason)
+            return
         if event.reason:
             self._end(attempt, Ended(Outcome.STAGE_IN, reason=event.reason), now)
             return
@@ -274,6 +277,10 @@ class WorkerCore:
 
     def _tell_news(self, now: Now) -> None:
         """Say what started and ended, in one message each; at once when there is nothing else to start."""
+        if not self.session.welcomed:
+            # The welcome will ask for it.
+            self._tell_at = float("inf")
+            return
         count = len(self._new_results)
         if not (now.boot >= self._tell_at or (count and not self._waiting) or count >= BATCH_TASKS_MAX):
             return
@@ -282,6 +289,11 @@ class WorkerCore:
         if count:
             self._say_results(self._new_results)
         self._new_starts, self._new_results, self._tell_at = {}, {}, float("inf")
+
+    def tell_starts(self, now: Now) -> None:
+        """There is a session again: what started meanwhile is news."""
+        if self._new_starts:
+            self._tell_at = now.boot
 
     def _say_results(self, results: dict[wire.Token, Ended]) -> None:
         """Results with the contents of outputs travel alone, so that no message becomes too large."""

@@ -80,7 +80,7 @@ class Session:
         pause = max(ANSWER_S, min(high, low * 2**self._tries))
         self._retry_at = now.boot + pause * (0.75 + self._options.spread / 2)
 
-    def _say_hello(self, now: Now) -> None:
+    def _say_hello(self, now: Now, answers: int = 0) -> None:
         worker, options = self._worker, self._options
         self.generation += 1
         self._hello_at = now.boot
@@ -97,6 +97,7 @@ class Session:
             started=worker.started(),
             unacked=list(worker.results),
             predecessors=options.predecessors,
+            answers=answers,
         )
         worker.actions.append(w.Say(hello))
 
@@ -116,6 +117,7 @@ class Session:
         self._beat_at = now.boot + self._beat_s
         self._worker.on_kill(wire.Kill(message.kill), now)
         self._worker.send_results(now)
+        self._worker.tell_starts(now)
 
     def on_reject(self, message: wire.Reject, now: Now) -> None:
         self._tell("rejected by the master", reason=message.reason)
@@ -124,7 +126,7 @@ class Session:
 
     def on_ask_inventory(self, message: wire.AskInventory, now: Now) -> None:
         self.welcomed = False
-        self._say_hello(now)
+        self._say_hello(now, message.number)
         self._retry_at = now.boot + ANSWER_S
 
     def on_leave(self, message: wire.Leave, now: Now) -> None:

@@ -34,10 +34,11 @@ class Exited(Event, frozen=True):
 
 
 class FilesReady(Event, frozen=True):
-    """The files of an attempt are in the cache; or cannot be had (`reason`)."""
+    """The files of an attempt are in the cache; or cannot be had (`reason`), for now (`may_pass`) or ever."""
 
     token: wire.Token
     reason: str = ""
+    may_pass: bool = False
 
 
 class Drain(Event, frozen=True):

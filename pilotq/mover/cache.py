@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pilotq import wire
 from pilotq.errors import PeerError
@@ -115,6 +116,16 @@ class Cache:
                 excess -= size
 
 
+class Done(NamedTuple):
+    """The end of fetching a file."""
+
+    digest: str
+    #: Why it cannot be had; "": it is whole.
+    reason: str = ""
+    #: The reason is a disk that may have room again.
+    may_pass: bool = False
+
+
 class Fetcher:
     """Asks for files that are wanted, a window of pieces at a time, and goes on where a lost session stopped."""
 
@@ -133,13 +144,15 @@ class Fetcher:
         for digest, offset in ask(self._wanted.items(), self._window):
             yield wire.Get(digest, offset)
 
-    def on_chunk(self, chunk: wire.Chunk) -> tuple[str, str] | None:
-        """Take a piece: (digest, "") when its file is whole, (digest, reason) when it cannot be had."""
+    def on_chunk(self, chunk: wire.Chunk) -> Done | None:
+        """Take a piece; the end, when it was the last of its file or the file cannot be had."""
         pieces = self._wanted.get(chunk.digest)
         if pieces is None or chunk.offset not in pieces.asked:
             return None
-        reason = ""
-        if chunk.size < 0:
+        reason, may_pass = "", False
+        if chunk.size == wire.NOT_NOW:
+            reason, may_pass = "an input file cannot be kept by the foreman", True
+        elif chunk.size < 0:
             reason = "an input file is not kept on the head any more"
         elif pieces.size not in (-1, chunk.size):
             reason = "an input file has another size than was said"
@@ -153,10 +166,10 @@ class Fetcher:
                 if not self.cache.finish(chunk.digest):
                     reason = "an input file came damaged"
             except OSError as error:
-                reason = f"an input file cannot be kept: {error.strerror}"
+                reason, may_pass = f"an input file cannot be kept: {error.strerror}", True
         del self._wanted[chunk.digest]
         self.cache.give_up(chunk.digest)
-        return chunk.digest, reason
+        return Done(chunk.digest, reason, may_pass)
 
     def restart(self) -> None:
         """The session is new: what was asked for will not come."""

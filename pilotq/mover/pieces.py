@@ -49,7 +49,7 @@ def piece(path: Path, offset: int, length: int) -> tuple[int, bytes]:
         return -1, b""
     try:
         return os.fstat(descriptor).st_size, os.pread(descriptor, max(0, length), max(0, offset))
-    except OSError:
+    except (OSError, OverflowError):
         return -1, b""
     finally:
         os.close(descriptor)

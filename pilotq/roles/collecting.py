@@ -27,9 +27,13 @@ class Collector:
         self.spool = Spool(folder)
         self._send, self._on_done = send, on_done
         self._pulling: dict[wire.Token, tuple[Route, Pulling]] = {}
+        #: Whole, being synced or told to be: a result that is told again must not begin anew.
+        self._settled: set[wire.Token] = set()
 
     def begin(self, route: Route, token: wire.Token, outputs: list[OutputFile]) -> None:
         """Pull; told again with another route, go on that way."""
+        if token in self._settled:
+            return
         known = self._pulling.get(token)
         try:
             pulling = known[1] if known else Pulling(self.spool, token, outputs)
@@ -65,6 +69,7 @@ class Collector:
 
     def discard(self, token: wire.Token) -> None:
         self._pulling.pop(token, None)
+        self._settled.discard(token)
         self.spool.discard(token)
 
     def _ask(self, route: Route, pulling: Pulling) -> None:
@@ -73,10 +78,13 @@ class Collector:
 
     def _finish(self, token: wire.Token, pulling: Pulling) -> None:
         del self._pulling[token]
+        self._settled.add(token)
         future = asyncio.get_running_loop().run_in_executor(None, pulling.sync)
 
         def done(result: asyncio.Future[None]) -> None:
             error = result.exception()
+            if error:
+                self._settled.discard(token)
             self._on_done(token, f"spool: {error}" if error else "", bool(error))
 
         future.add_done_callback(done)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from pilotq import wire
+from pilotq.errors import PeerError
 from pilotq.model import FileRef
 from pilotq.mover import Cache, Fetcher
+from pilotq.mover.pieces import is_digest
+
+log = logging.getLogger(__name__)
 
 #: Kept copies on a node or at a foreman; those used longest ago go first.
 CACHE_BYTES_MAX = 10 << 30
@@ -31,8 +36,9 @@ class Stager:
         self,
         folder: Path,
         ask: Callable[[wire.Message], None],
-        on_ready: Callable[[wire.Token, str], None],
+        on_ready: Callable[[wire.Token, str, bool], None],
     ) -> None:
+        """`on_ready(token, reason, may_pass)`: the reason is empty when all is there."""
         self.cache = Cache(folder)
         self._ask, self._on_ready = ask, on_ready
         self._fetcher = Fetcher(self.cache)
@@ -41,16 +47,21 @@ class Stager:
         self._needed: dict[wire.Token, list[str]] = {}
 
     def keep(self, inline: dict[str, bytes]) -> None:
-        """Small files that came with a description."""
+        """Small files that came with a description; what the disk does not take is fetched when it is needed."""
         for digest, data in inline.items():
-            self.cache.keep(digest, data)
+            try:
+                self.cache.keep(digest, data)
+            except (OSError, PeerError) as error:
+                # Whoever needs it asks for it, and is told why it cannot be had.
+                self.cache.give_up(digest)
+                log.warning("a file cannot be kept", extra={"facts": {"reason": str(error)}})
 
     def stage(self, token: wire.Token, body: bytes, delta: bytes) -> None:
         files = (_decode(delta).files if delta else None) or _decode(body).files or []
         self._needed[token] = [file.digest for file in files]
         missing = {file.digest: file.size_bytes for file in files if not self.cache.has(file.digest)}
         if not missing:
-            self._on_ready(token, "")
+            self._on_ready(token, "", False)
             return
         self._waiting[token] = set(missing)
         for digest, size in missing.items():
@@ -64,14 +75,13 @@ class Stager:
     def on_chunk(self, message: wire.Chunk) -> None:
         done = self._fetcher.on_chunk(message)
         if done is not None:
-            digest, reason = done
             for token, digests in list(self._waiting.items()):
-                if digest not in digests:
+                if done.digest not in digests:
                     continue
-                digests.discard(digest)
-                if reason or not digests:
+                digests.discard(done.digest)
+                if done.reason or not digests:
                     del self._waiting[token]
-                    self._on_ready(token, reason)
+                    self._on_ready(token, done.reason, done.may_pass)
             self.cache.trim(CACHE_BYTES_MAX, {digest for needed in self._needed.values() for digest in needed})
         self._pump()
 
@@ -104,6 +114,9 @@ class CachingRelay:
         if self.cache.has(message.digest):
             self._serve(session, message)
             return
+        if not is_digest(message.digest):
+            self._answer(session, wire.Chunk(message.digest, message.offset, -1, b""))
+            return
         self._waiting.setdefault(message.digest, []).append((session, message))
         self._fetcher.want(message.digest, -1)
         self._pump()
@@ -111,10 +124,10 @@ class CachingRelay:
     def on_chunk(self, message: wire.Chunk) -> None:
         done = self._fetcher.on_chunk(message)
         if done is not None:
-            digest, reason = done
-            for session, get in self._waiting.pop(digest, []):
-                if reason:
-                    self._answer(session, wire.Chunk(digest, get.offset, -1, b""))
+            size = wire.NOT_NOW if done.may_pass else wire.NOT_KEPT
+            for session, get in self._waiting.pop(done.digest, []):
+                if done.reason:
+                    self._answer(session, wire.Chunk(done.digest, get.offset, size, b""))
                 else:
                     self._serve(session, get)
             self.cache.trim(CACHE_BYTES_MAX)

@@ -83,7 +83,7 @@ class Master:
         stack.callback(listener.close)
         performer.listener = listener
         # Before the first knock: a key that is refused once is not tried again by itself.
-        self._read_keys()
+        self._set_keys(keys.authorized(self.home))
         self.port = listener.bind(settings.master_bind, settings.master_port)
         await prove_closed(self.context, self.port, pair.public)
         performer.collector = Collector(
@@ -134,7 +134,7 @@ class Master:
                 self.engine.put(t.SetDrain(True))
             number = next(rounds)
             if number % 5 == 0:
-                self._read_keys()
+                self._set_keys(await asyncio.to_thread(keys.authorized, self.home))
             if number % 3600 == 0:
                 await self._sweep()
             if not self.store.has_ballast:
@@ -151,8 +151,7 @@ class Master:
             used.add(self.site.wrapper_file.digest)
         await asyncio.to_thread(self.blobs.sweep, used, BLOB_AGE_S)
 
-    def _read_keys(self) -> None:
-        known = keys.authorized(self.home)
+    def _set_keys(self, known: dict[str, tuple[str, str]]) -> None:
         if known != self.authenticator.allowed:
             self.authenticator.allowed = known
             workers = [(public, name) for public, (role, name) in known.items() if role == "worker"]

@@ -24,6 +24,9 @@ from pilotq.roles.view import cluster_view, status_view
 #: Workers up to which every question to the query process brings their list along.
 HEAD_WORKERS = 50
 
+#: Free space below which nothing new is accepted, besides the ballast.
+SPACE_BYTES_MIN = 1 << 20
+
 
 class Office:
     """The desk behind the API."""
@@ -52,11 +55,25 @@ class Office:
         return number, future
 
     def refusal(self) -> str:
-        if not self.performer.store.has_ballast:
-            return f"the disk of the master ({self.state}) is full; free some space and submit again"
-        return self.core.refusal(0)
+        return self._lack_of_space(0) or self.core.refusal(0)
+
+    def is_known(self, owner: str, key: str) -> bool:
+        return (owner, key) in self.core.queue.keys
+
+    def _lack_of_space(self, size_bytes: int) -> str:
+        """Why so much is not taken in: what is free is needed to finish what was accepted; ""."""
+        disk = os.statvfs(self.state)
+        free = disk.f_bavail * disk.f_frsize
+        if self.performer.store.has_ballast and free >= SPACE_BYTES_MIN + size_bytes:
+            return ""
+        return f"the disk of the master ({self.state}) is full; free some space and submit again"
 
     async def submit(self, key: str, clusters: list[t.NewCluster]) -> list[int] | str:
+        # In the log of the database, and then in the database.
+        size = 2 * sum(len(new.body) + len(new.description) + sum(map(len, new.deltas)) for new in clusters)
+        lack = self._lack_of_space(size)
+        if lack and not self.is_known(clusters[0].owner, key):
+            return lack
         number, future = self._reply()
         self.engine.put(t.Submit(number, key, clusters))
         answer: list[int] | str = await future

@@ -62,7 +62,7 @@ class Performer:
                 message = wire.unpack(payload)
             except PeerError as error:
                 tell("link", "not a message of ours", {"key": user, "reason": str(error)}, logging.WARNING)
-                return
+                continue
             if isinstance(message, wire.Get):
                 self._serve_file(route, message)
             elif isinstance(message, wire.Data):
@@ -74,7 +74,7 @@ class Performer:
         try:
             size, data = self.blobs.read(message.digest, message.offset, min(message.length, wire.CHUNK_BYTES))
         except (OSError, ValueError, KeyError):
-            size, data = -1, b""
+            size, data = wire.NOT_KEPT, b""
         self.send_now(route, wire.Chunk(message.digest, message.offset, size, data))
 
     def send_now(self, route: t.Route, message: wire.Message) -> None:
@@ -90,21 +90,26 @@ class Performer:
             try:
                 if isinstance(action, t.SendAssign) and action.has_deltas:
                     found[index] = self.store.deltas(action.cluster, action.procs)
-                elif isinstance(action, t.SendDescription) and action.cluster not in self._descriptions:
-                    found[index] = self._describe(action.cluster)
+                elif isinstance(action, t.SendDescription):
+                    found[index] = self._descriptions.get(action.cluster) or self._describe(action.cluster)
             except StoreDamaged as error:
                 found[index] = error
         return found
 
     def _commit_until_done(self, records: list[Record]) -> None:
+        told = False
         while True:
             try:
                 self.store.commit(records)
-                return
+                break
             except StoreFull:
-                log.error("the disk of the queue is full, waiting for space; nothing is lost")
                 if not self.store.release_ballast():
+                    if not told:
+                        log.error("the disk of the queue is full, waiting for space; nothing is lost")
+                    told = True
                     time.sleep(1.0)
+        if told:
+            log.info("the disk of the queue has space again")
 
     def _describe(self, cluster: int) -> bytes:
         """The packed message that describes a cluster, its small files included."""
@@ -149,13 +154,10 @@ class Performer:
                 )
                 start, size = end, 0
 
-    def _send_description(self, action: t.SendDescription, payload: bytes | None) -> None:
-        if payload is None:
-            payload = self._descriptions[action.cluster]
-        else:
-            while len(self._descriptions) >= DESCRIPTIONS_MAX:
-                self._descriptions.pop(next(iter(self._descriptions)))
-            self._descriptions[action.cluster] = payload
+    def _send_description(self, action: t.SendDescription, payload: bytes) -> None:
+        while len(self._descriptions) >= DESCRIPTIONS_MAX:
+            self._descriptions.pop(next(iter(self._descriptions)))
+        self._descriptions[action.cluster] = payload
         self.listener.send(action.peer, b"", payload)
 
     def _answer(self, action: t.Answer, _: Any) -> None:
@@ -186,6 +188,15 @@ class Performer:
 
     def evaluate(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: float) -> bool | None:
         """The core's evaluator: a policy expression over the job ad."""
+        try:
+            template = self._template(cluster, proc)
+        except (KeyError, IndexError, StoreDamaged):
+            # Not committed yet, or damaged: nothing is known, so nothing fires.
+            return None
+        job = Job(template, proc, cluster.state(proc), cluster.attempts[proc], facts, now, self.schedd_name)
+        return truth(compiled(expr).evaluate(job, now))
+
+    def _template(self, cluster: Cluster, proc: int) -> Template:
         number = cluster.id
         template = self._templates.get(number)
         if template is None:
@@ -193,5 +204,4 @@ class Performer:
             template = self._templates[number] = Template(body_of(packed), number, len(cluster))
         if cluster.has_deltas:
             template = template.with_delta(self.engine.blocking(self.store.deltas, number, [proc])[0])
-        job = Job(template, proc, cluster.state(proc), cluster.attempts[proc], facts, now, self.schedd_name)
-        return truth(compiled(expr).evaluate(job, now))
+        return template

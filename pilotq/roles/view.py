@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pilotq.core.master import MasterCore
-from pilotq.core.peers import Worker
+from pilotq.core.peers import Foreman, Worker
 from pilotq.core.tasks import Cluster
 from pilotq.model import STATE_NAMES, State
 
+#: A foreman that was not heard for so many beats is shown as lost.
+_BEATS_MISSED_MAX = 3
 _NAMES = ("idle", "running", "suspended", "held", "done", "cancelled")
 
 
@@ -61,6 +63,12 @@ def _worker_view(worker: Worker, core: MasterCore, boot: float) -> dict[str, Any
     }
 
 
+def _foreman_state(foreman: Foreman, core: MasterCore, boot: float) -> str:
+    if boot - foreman.heard_at > _BEATS_MISSED_MAX * core.limits.beat_s:
+        return "lost"
+    return "draining" if foreman.draining else "ready"
+
+
 def status_view(core: MasterCore, boot: float) -> dict[str, Any]:
     """Tasks, slots, workers and foremen."""
     workers = [_worker_view(worker, core, boot) for worker in core.peers.workers.values()]
@@ -80,7 +88,7 @@ def status_view(core: MasterCore, boot: float) -> dict[str, Any]:
                 "pid": foreman.pid,
                 "version": foreman.version,
                 "workers": foreman.workers,
-                "state": "draining" if foreman.draining else "ready",
+                "state": _foreman_state(foreman, core, boot),
             }
             for foreman in core.peers.foremen.values()
         ],

@@ -72,7 +72,7 @@ class Worker:
         self.stager = Stager(
             Path(self.folder.blobs),
             ask=self._send,
-            on_ready=lambda token, reason: self.engine.put(w.FilesReady(token, reason)),
+            on_ready=lambda token, reason, may_pass: self.engine.put(w.FilesReady(token, reason, may_pass)),
         )
         self.keepers = Keepers(
             max(1, min(settings.worker_keepers, self.capacity.cpus)), self._on_keeper, self.folder.nonce

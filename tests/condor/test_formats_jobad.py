@@ -180,6 +180,10 @@ def test_grid_jobs_have_a_grid_status_so_that_jaliens_periodic_hold_does_not_fir
         assert is_true(hold.evaluate(job, NOW + 200_000))
     vanilla = Job(Template(BODY, 7, 1), 0, State.IDLE, 0, Facts(), NOW, "head")
     assert is_true(hold.evaluate(vanilla, NOW + 7200))
+    # JAliEn writes the same condition for a job router.
+    body = msgspec.structs.replace(BODY, ad={**BODY.ad, "WantJobRouter": "True"})
+    routed = Job(Template(body, 7, 1), 0, State.IDLE, 0, Facts(), NOW, "head")
+    assert not is_true(hold.evaluate(routed, NOW + 7200))
 
 
 @pytest.mark.parametrize("state", list(State))

@@ -72,6 +72,7 @@ class World:
         self.said: list[str] = []
         self.collects: list[t.Collect] = []
         self.stopped = ""
+        self.retried: list[int] = []
         self.workers: dict[str, Node] = {}
         self._descriptions: dict[int, bytes] = {}
         self._reply = 0
@@ -118,6 +119,8 @@ class World:
             self.said.append(action.text)
         elif isinstance(action, t.Collect):
             self.collects.append(action)
+        elif isinstance(action, t.RetryNotes):
+            self.retried += action.ns
         elif isinstance(action, t.Stop):
             self.stopped = action.reason
 
@@ -237,6 +240,8 @@ class Node:
         self.outbox: deque[tuple[bytes, wire.Message]] = deque()
         #: True: nothing passes in either direction.
         self.cut = False
+        #: True: the test says when a payload was started.
+        self.holds_launches = False
         self.left = ""
         self.running: list[wire.Token] = []
         self.launched: list[wire.Token] = []
@@ -268,7 +273,8 @@ class Node:
         elif isinstance(action, w.Launch):
             self.running.append(action.token)
             self.launched.append(action.token)
-            self.do(w.Launched(action.token))
+            if not self.holds_launches:
+                self.do(w.Launched(action.token))
         elif isinstance(action, w.End):
             if action.token in self.running:
                 self.end(action.token, Outcome.CANCELLED if action.outcome == Outcome.CANCELLED else action.outcome)

@@ -71,7 +71,7 @@ def test_a_file_comes_piece_by_piece_within_the_window(
         fresh = list(fetcher.requests())
         asked += len(fresh)
         under_way += fresh
-    assert done == (name, "")
+    assert done == (name, "", False)
     assert asked == max(1, -(-size // CHUNK))
     assert fetcher.cache.has(name) and content(fetcher, name) == data
     fetcher.want(name)
@@ -89,7 +89,7 @@ def test_pieces_may_come_in_any_order(head: Head, fetcher: Fetcher) -> None:
         result = fetcher.on_chunk(head.answer(under_way.pop(chance.randrange(len(under_way)))))
         done += [result] if result else []
         under_way += list(fetcher.requests())
-    assert sorted(done) == sorted((name, "") for name in wanted)
+    assert sorted(done) == sorted((name, "", False) for name in wanted)
     assert all(content(fetcher, name) == data for name, data in wanted.items())
 
 
@@ -111,7 +111,7 @@ def test_a_lost_session_costs_only_what_was_under_way(head: Head, fetcher: Fetch
         done = fetcher.on_chunk(head.answer(get)) or done
         under_way += list(fetcher.requests())
     assert sorted(asked) == [offset * CHUNK for offset in range(2, 10)]
-    assert done == (name, "") and content(fetcher, name) == data
+    assert done == (name, "", False) and content(fetcher, name) == data
 
 
 def test_a_file_that_is_not_kept_is_said_to_be(fetcher: Fetcher) -> None:

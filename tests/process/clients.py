@@ -21,7 +21,7 @@ TIMEOUT_S = 60
 
 
 class Ce:
-    """A computing element on the head: a directory of its own, the condor commands on its PATH."""
+    """A computing element on the head, in a directory of its own; the condor commands are on the PATH of the pool."""
 
     def __init__(self, pool: Parts, folder: Path) -> None:
         self.pool = pool
@@ -32,7 +32,7 @@ class Ce:
         self.ran.mkdir()
         #: What they start waits for this file.
         self.gate = folder / "gate"
-        self.environ = {**pool.environ, "PATH": f"{SHIMS}:{os.environ['PATH']}"}
+        self.environ = pool.environ
         self.user = pwd.getpwuid(os.getuid()).pw_name
 
     def feed(self, command: str, text: str) -> int:
@@ -79,7 +79,7 @@ class Ce:
         """The script a CE submits: it leaves what it saw in `ran`, and waits for the gate."""
         script = self.folder / path
         script.write_text(
-            "#!/bin/bash\nexport HOME=$(pwd)\n"
+            "#!/bin/bash\nexport HOME=$(pwd)\necho started\n"
             f"to={self.ran}/{name}\n"
             "{ env; touch here && echo WRITABLE=1; stat -c MODE=%a .\n"
             'sed -n "/^GlobalJobId\\|^PeriodicRemove/p" "$_CONDOR_JOB_AD"; grep CondorVersion "$_CONDOR_MACHINE_AD"\n'
@@ -224,11 +224,24 @@ class Balance:
 class Jalien(Ce):
     """`former`: the generation that ignores exit codes."""
 
+    submit_args = '-append "+TestClassAd=1"'
     former = False
     local_pool = False
     pattern = r"\s*([12]+)\s.*?(\S+)"
 
-    def text(self, script: Path, number: str, ce: str = "", *, router: bool = False, token: bool = False) -> str:
+    def text(
+        self,
+        script: Path,
+        number: str,
+        ce: str = "",
+        *,
+        router: bool = False,
+        token: bool = False,
+        sandbox: bool = False,
+    ) -> str:
+        """`sandbox`: there is a file ~/enable-sandbox."""
+        base = f"{self.logs}/jobagent_{number}"
+        streams = f"output = {base}.out\nerror = {base}.err\n" if sandbox else ""
         local = router or self.local_pool
         where = f"universe = grid\ngrid_resource = condor {ce.partition(':')[0]} {ce}\n"
         if local:
@@ -237,7 +250,7 @@ class Jalien(Ce):
         if token:
             proxy = f"use_scitokens = true\nscitokens_file = {self.folder}/wlcg.dat\n"
         return (
-            f'cmd = {script}\nlog = {self.logs}/jobagent_{number}.log\n+TransferOutput = ""\n'
+            f'cmd = {script}\n{streams}log = {base}.log\n+TransferOutput = ""\n'
             f"periodic_hold = {'' if self.local_pool else GRID_HOLD}{LONG_HOLD}\n"
             f"periodic_remove = CurrentTime - QDate > 259200\n{where}{proxy}"
             f"environment = \"ALIEN_CM_AS_LDAP_PROXY='alice-ldap.cern.ch:8389'\"\n{CUSTOM}queue 1\n\n"
@@ -247,7 +260,7 @@ class Jalien(Ce):
         """Every submission overwrites the file of the one before."""
         file = self.logs / "htc-submit.17000.jdl"
         file.write_text(text)
-        return self.bash(f"condor_submit  {file}")
+        return self.bash(f"condor_submit {self.submit_args} {file}")
 
     @property
     def count_command(self) -> str:
@@ -271,6 +284,7 @@ class FormerJalien(Jalien):
 
 
 class LocalJalien(Jalien):
+    submit_args = ""
     local_pool = True
 
 

@@ -1,0 +1,224 @@
+"""Races and lies that once cost a task, a second copy of it, or a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilotq import keys, wire
+from pilotq.core import foreman as f
+from pilotq.core import turn as t
+from pilotq.core import worker_turn as w
+from pilotq.core.master import Limits
+from pilotq.core.queue import Final
+from pilotq.core.turn import Now
+from pilotq.errors import PeerError
+from pilotq.model import Ended, Outcome, OutputFile, Resources, State
+from pilotq.mover import BlobStore
+from pilotq.roles.collecting import Collector
+from pilotq.roles.files import CachingRelay
+from tests.core.world import Node, World
+
+
+def final_note(world: World) -> int:
+    return next(n for n, note in world.disk.outbox.items() if note.final)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Started([wire.Token(1, 0, 0)]),
+        wire.Refuse([wire.Token(1, -1, 1)], "x"),
+        wire.Result([wire.Token(0, 0, 1)], [Ended(Outcome.OK)]),
+        wire.Result([wire.Token(1, 0, 1)], [Ended(Outcome.OK, outputs=[OutputFile("a", 2**63, 0o600)])]),
+    ],
+)
+def test_numbers_that_cannot_be_are_no_message(message: wire.Message) -> None:
+    with pytest.raises(PeerError, match="not a message"):
+        wire.unpack(wire.pack(message))
+
+
+@pytest.mark.parametrize("proc", [1, 10**6])
+def test_tokens_of_others_change_nothing(proc: int) -> None:
+    world = World()
+    node = Node(world, "n1")
+    cluster = world.submit(2)
+    token = wire.Token(cluster, proc, 7)
+    for message in (
+        wire.Started([token]),
+        wire.Refuse([token], "x"),
+        wire.Killed([token]),
+        wire.Result([token], [Ended(Outcome.OK)]),
+    ):
+        world.do(t.FromPeer(t.Route(node.peer, b""), "worker", "site", message))
+    assert world.state(cluster, 0) == State.RUNNING
+    assert world.state(cluster, 1) == State.IDLE
+
+
+def test_two_hellos_on_their_way_start_a_task_once() -> None:
+    world = World()
+    node = Node(world, "n1", slots=2)
+    world.restart_master()
+    for _ in range(2):
+        node.do(w.FromMaster(node.core.session.link, wire.AskInventory()))
+    world.submit()
+    world.pass_time(20)
+    assert len(node.launched) == 1
+
+
+def test_hold_and_release_wait_for_the_first_copy_to_end() -> None:
+    world = World(Limits(lease_s=100))
+    node = Node(world, "n1")
+    cluster = world.submit()
+    node.cut = True
+    world.act("hold", (cluster, 0))
+    other = Node(world, "n2")
+    world.act("release", (cluster, 0))
+    assert node.running
+    assert not other.running
+    world.restart_master()
+    assert not other.running
+    world.pass_time(200)
+    assert not node.running, "its lease is over"
+    assert other.running
+
+
+def test_release_after_a_restart_does_not_run_a_finished_task_again() -> None:
+    world = World()
+    node = Node(world, "n1")
+    cluster = world.submit(log=True)
+    node.end()
+    world.deliver()
+    world.do(t.Undelivered(final_note(world), 13, "no permission"))
+    assert world.state(cluster) == State.HELD
+    world.restart_master()
+    world.act("release", (cluster, 0))
+    world.pass_time(10)
+    assert len(node.launched) == 1
+    world.write_notes()
+    assert len(world.disk.history) == 1
+
+
+def test_periodic_release_tries_the_outputs_again() -> None:
+    world = World(Limits(policy_interval_s=5.0))
+    node = Node(world, "n1")
+    cluster = world.submit(log=True, policies={"periodic_release": "true"})
+    node.end()
+    world.deliver()
+    note = final_note(world)
+    world.do(t.Undelivered(note, 13, "no permission"))
+    world.pass_time(6)
+    assert world.state(cluster) == State.STAGING_OUT
+    assert world.retried == [note]
+
+
+def test_a_start_between_hello_and_welcome_is_told() -> None:
+    world = World()
+    node = Node(world, "n1")
+    node.holds_launches = True
+    cluster = world.submit()
+    node.do(w.LinkLost(node.core.session.link))
+    world.now = Now(world.now.boot + 1, world.now.wall + 1)
+    node.do(w.Tick())
+    assert any(isinstance(message, wire.Hello) for _, message in node.outbox)
+    node.do(w.Launched(node.launched[0]))
+    world.now = Now(world.now.boot + 0.05, world.now.wall + 0.05)
+    node.do(w.Tick())
+    world.pass_time(2)
+    assert world.state(cluster) == State.RUNNING
+
+
+def test_many_attempts() -> None:
+    world = World()
+    cluster = world.submit(policies={"on_exit_remove": "false"})
+    world.master.queue.clusters[cluster].attempts[0] = 65_534
+    node = Node(world, "n1")
+    for _ in range(3):
+        node.end(outcome=Outcome.EXIT, code=1)
+        world.deliver()
+    assert node.running == [wire.Token(cluster, 0, 65_538)]
+
+
+def test_a_note_of_a_cluster_that_cannot_be_served() -> None:
+    world = World()
+    world.master.queue.finals[5] = Final(77, 0, 1)
+    world.do(t.Undelivered(5, 13, "no permission"))
+    assert not world.master.queue.stuck
+
+
+def test_nothing_is_kept_of_connections_that_are_gone() -> None:
+    world = World()
+    node = Node(world, "n1")
+    for _ in range(10):
+        world.submit()
+        node.end()
+        world.deliver()
+        node.do(w.LinkLost(node.core.session.link))
+        world.pass_time(20)
+    assert len(world.master.peers.told) <= 1
+
+
+# ---- foreman, files
+
+
+def foreman() -> tuple[f.ForemanCore, Now]:
+    now = Now(1.0, 1.0)
+    return f.ForemanCore("f", 1, "test", now), now
+
+
+def test_a_foreman_survives_rubbish() -> None:
+    core, now = foreman()
+    core.handle(f.FromBelow(b"s", b"\x91\xa3Get\xff"), now)
+    assert b"s" in core.sessions
+
+
+def test_a_description_told_again_is_passed_on_again() -> None:
+    core, now = foreman()
+    core.handle(f.FromBelow(b"s", wire.pack(wire.Beat(1, wire.Offer(Resources(1)), 0, 0))), now)
+    describe, assign = wire.pack(wire.Describe(1, b"x")), wire.pack(wire.Assign(1, [0], [1]))
+    for _ in range(2):
+        core.handle(f.FromAbove(b"", describe), now)
+        turn = core.handle(f.FromAbove(b"s", assign), now)
+        assert [action.payload for action in turn.actions] == [describe, assign]
+
+
+def test_files_are_asked_for_by_digest_only(tmp_path: Path) -> None:
+    answers: list[Any] = []
+    relay = CachingRelay(tmp_path, lambda message: None, lambda session, message: answers.append(message))
+    relay.on_get(b"s", wire.Get("../../etc/passwd", 0))
+    assert [answer.size for answer in answers] == [-1]
+
+
+def test_offsets_beyond_any_file(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    (tmp_path / "x").write_text("hi")
+    digest, _ = store.keep(tmp_path / "x")
+    assert store.read(digest, 2**63, 10) == (-1, b"")
+
+
+def test_a_key_file_that_is_none(tmp_path: Path) -> None:
+    keys.authorize(tmp_path, "worker", "site", "abc")
+    (tmp_path / "keys/authorized/worker/x.pub").write_bytes(b"\xff\xfe")
+    assert keys.authorized(tmp_path) == {"abc": ("worker", "site")}
+
+
+async def test_a_result_told_again_while_its_outputs_are_synced(tmp_path: Path) -> None:
+    done: list[Any] = []
+    ready = asyncio.Event()
+
+    def on_done(*what: Any) -> None:
+        done.append(what)
+        ready.set()
+
+    collector = Collector(tmp_path, lambda route, message: None, on_done)
+    token, route = wire.Token(1, 0, 1), t.Route(b"p", b"")
+    outputs = [OutputFile("big", 5, 0o600)]
+    collector.begin(route, token, outputs)
+    collector.on_data(route, wire.Data(token, "big", 0, b"hello"))
+    collector.begin(route, token, outputs)
+    await asyncio.wait_for(ready.wait(), 5)
+    assert done == [(token, "", False)]
+    assert (tmp_path / "1.0.1/0").read_bytes() == b"hello"

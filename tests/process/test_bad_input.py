@@ -1,0 +1,534 @@
+"""Bad input, missing places and full disks: what is refused is refused whole, what was accepted is never lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from parts import Parts, wait_for
+from pools import SHIMS
+
+pytestmark = pytest.mark.timeout(120)
+#: What Linux takes for one argument, its end included.
+ARGUMENT_BYTES_MAX = 131072
+TRUE = "executable = /bin/true\ntransfer_executable = false\n"
+
+
+def small_disk(path: Path, options: str) -> None:
+    """Mount a small file system here; skips where that is not permitted."""
+    path.mkdir(mode=0o700)
+    if os.geteuid():
+        pytest.skip("needs root, to mount a small file system")
+    mount = ["mount", "-t", "tmpfs", "-o", f"{options},mode=0700", "pilotq-test", str(path)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted: {done.stderr.strip()}")
+
+
+def unmount(path: Path) -> None:
+    if os.path.ismount(path):
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def new_pool(base: Path, *settings: str) -> Parts:
+    found = Parts(base, 1, settings)
+    # Where python3 is a script that looks for one, each command would take ten times as long.
+    found.environ["PATH"] = f"{SHIMS}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script(found.cwd / "prog", 'echo "hi $*"')
+    return found
+
+
+def script(path: Path, text: str, interpreter: str = "/bin/sh") -> None:
+    path.write_text(f"#!{interpreter}\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+    found = new_pool(tmp_path_factory.mktemp("bad"))
+    try:
+        found.start_all(slots=2, foremen=1)
+        (found.cwd / "file").write_text("a file\n")
+        (found.cwd / "folder").mkdir()
+        (found.cwd / "empty").touch(0o755)
+        yield found
+    finally:
+        found.close()
+
+
+def queue(pool: Parts, *words: str) -> list[str]:
+    done = pool.condor("condor_q", "-af", *(words or ["ClusterId", "ProcId"]))
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def refused(pool: Parts, content: str | bytes, *said: str, words: tuple[str, ...] = ("bad.sub",)) -> None:
+    """Submit this: it must be refused in one or two lines, quickly, and leave nothing."""
+    before, last = queue(pool), pool.client.get("/v1/clusters")
+    (pool.cwd / "bad.sub").write_bytes(content.encode() if isinstance(content, str) else content)
+    began = time.monotonic()
+    done = pool.condor("condor_submit", *words, cwd=pool.cwd)
+    took_s = time.monotonic() - began
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert 1 <= len(lines) <= 2 and all(len(line) < 500 and line.isprintable() for line in lines), lines
+    assert not re.search(r"Traceback|File \"|internal error|submitted to cluster", done.stderr)
+    for text in said:
+        assert text in done.stderr
+    assert took_s < 3
+    assert (queue(pool), pool.client.get("/v1/clusters")) == (before, last)
+
+
+def wait_held(pool: Parts, cluster: int) -> tuple[int, int, str]:
+    """Code, subcode and reason of a task that is held in the end."""
+
+    def look() -> list[str]:
+        found = queue(pool, "ClusterId", "JobStatus", "HoldReasonCode", "HoldReasonSubCode", "HoldReason")
+        return [line for line in found if line.startswith(f"{cluster} 5 ")]
+
+    code, subcode, reason = wait_for(f"cluster {cluster} to be held", look)[0].split(" ", 4)[2:]
+    return int(code), int(subcode), reason
+
+
+def events(log: Path) -> list[str]:
+    """Numbers of the events in a user log, in order."""
+    return re.findall(r"^(\d{3}) \(", log.read_text(), re.M)
+
+
+# ---- refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("executable = nowhere\nqueue\n", ["nowhere", "No such file"], id="no-executable"),
+        pytest.param("executable = folder\nqueue\n", ["folder", "Is a directory"], id="executable-directory"),
+        pytest.param("executable = empty\nqueue\n", ["empty", "zero length"], id="executable-empty"),
+        pytest.param("executable = file/prog\nqueue\n", ["file/prog", "Not a directory"], id="executable-below-file"),
+        pytest.param("queue\n", ["No 'executable'"], id="executable-not-named"),
+        pytest.param("", ["queue"], id="empty"),
+        pytest.param("\n \n# nothing\n", ["queue"], id="only-comments"),
+        pytest.param("executable = prog\n", ["queue"], id="no-queue"),
+        pytest.param("executable = prog\nqueue -1\n", ["-1"], id="queue-negative"),
+        pytest.param("executable = prog\nqueue 99999999999\n", ["99999999999"], id="queue-too-many"),
+        pytest.param("executable = prog\nqueue many\n", ["many"], id="queue-word"),
+        pytest.param("executable = prog\nqueue a, b from nowhere\n", ["nowhere"], id="queue-from-nowhere"),
+        pytest.param("executable = prog\nnonsense\nqueue\n", ["Line 2", "nonsense"], id="nonsense"),
+        pytest.param("executable = prog\nif true\nqueue\n", ["if"], id="if-without-end"),
+        pytest.param("executable = prog\nenvironment = A=1;B\nqueue\n", ["'='", "'B'"], id="environment-old"),
+        pytest.param('executable = prog\nenvironment = "A=1 B"\nqueue\n', ["'='", "'B'"], id="environment-new"),
+        pytest.param("executable = prog\narguments = \"it's\"\nqueue\n", ["nbalanced", "'s"], id="quote"),
+        pytest.param("executable = prog\ninput = nowhere\nqueue\n", ["nowhere", "No such file"], id="input"),
+        pytest.param("executable = prog\ninput = folder\nqueue\n", ["folder", "Is a directory"], id="input-directory"),
+        pytest.param(
+            "executable = prog\ntransfer_input_files = file, nowhere\nqueue\n", ["nowhere", "No such file"], id="files"
+        ),
+        pytest.param("executable = prog\ninitialdir = nowhere\nqueue\n", ["No such directory", "nowhere"], id="iwd"),
+        pytest.param("executable = prog\noutput = no/out\nqueue\n", ["no/out", "No such file"], id="output-nowhere"),
+        pytest.param("executable = prog\noutput = file/out\nqueue\n", ["file/out", "Not a dir"], id="output-below-file"),
+        pytest.param("executable = prog\noutput = folder\nqueue\n", ["folder", "Is a dir"], id="output-directory"),
+        pytest.param("executable = prog\nerror = no/err\nqueue\n", ["no/err", "No such file"], id="error-nowhere"),
+        pytest.param("executable = prog\nlog = no/log\nqueue\n", ["no/log", "No such file"], id="log-nowhere"),
+        pytest.param("executable = prog\nlog = folder\nqueue\n", ["folder", "Is a dir"], id="log-directory"),
+        # The first task is in order: it is not accepted either.
+        pytest.param("executable = prog\nqueue 1\noutput = no/out\nqueue 1\n", ["no/out"], id="second-queue"),
+        pytest.param("executable = prog\nqueue 3\nexecutable = nowhere\nqueue 1\n", ["nowhere"], id="second-cluster"),
+    ],
+)
+def test_refused_whole_in_a_line(pool: Parts, text: str, said: list[str]) -> None:
+    refused(pool, text, *said)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(random.Random(1).randbytes(5000), id="random"),
+        pytest.param(bytes(5000), id="zeros"),
+        pytest.param(bytes(range(1, 256)) * 20, id="all-but-zero"),
+        pytest.param(Path("/bin/true").read_bytes(), id="program"),
+        pytest.param(b"\xff\xfeq\0u\0e\0u\0e\0", id="utf-16"),
+        pytest.param(b"executable = prog\n\xff\xfe\xfd\nqueue\n", id="a-line"),
+        pytest.param(b"executable = pr\xff\nqueue\n", id="a-name"),
+        pytest.param(b"executable = prog\narguments = \xff\nqueue\n", id="a-value"),
+    ],
+)
+def test_binary_rubbish(pool: Parts, content: bytes) -> None:
+    refused(pool, content)
+    assert pool.condor("condor_submit", stdin="", cwd=pool.cwd).returncode == 1
+
+
+def test_a_description_that_is_not_there(pool: Parts) -> None:
+    refused(pool, "", "nowhere.sub", "No such file", words=("nowhere.sub",))
+    refused(pool, "", "folder", "Is a directory", words=("folder",))
+
+
+def test_a_place_that_cannot_be_written(pool: Parts) -> None:
+    folder = pool.cwd / "locked"
+    if os.geteuid():
+        folder.mkdir(mode=0o500)
+    else:
+        small_disk(folder, "size=64k,ro")
+    try:
+        for key in ("output", "error", "log"):
+            refused(pool, f"executable = prog\n{key} = locked/it\nqueue\n", "locked/it", "Permission denied")
+    finally:
+        unmount(folder)
+
+
+def test_an_argument_of_a_megabyte_is_more_than_linux_takes(pool: Parts) -> None:
+    limit = str(ARGUMENT_BYTES_MAX - 1)
+    refused(pool, f"executable = prog\narguments = {'x' * (1 << 20)}\nqueue\n", "1048576", limit)
+    refused(pool, f"executable = prog\narguments = {'x' * ARGUMENT_BYTES_MAX}\nqueue\n", limit)
+    refused(pool, f"executable = prog\nenvironment = \"BIG={'x' * (1 << 20)}\"\nqueue\n", "BIG", limit)
+    total = " ".join(["x" * 100_000] * 40)
+    refused(pool, f"executable = prog\narguments = {total}\nqueue\n", "the limit is")
+
+
+# ---- accepted ----------------------------------------------------------------------------------------------------
+
+
+def test_a_large_sum_of_arguments_arrives_whole(pool: Parts) -> None:
+    script(pool.cwd / "lengths", 'for word in "$@"; do echo ${#word}; done; printf %s "$BIG" | wc -c')
+    words = [letter * (ARGUMENT_BYTES_MAX - 1) for letter in "abcdefgh"]
+    cluster = pool.submit(
+        f"executable = lengths\narguments = {' '.join(words)}\nenvironment = \"BIG={'x' * 100_000}\"\n"
+        "output = lengths.out\nqueue\n"
+    )
+    pool.wait_done(cluster)
+    assert (pool.cwd / "lengths.out").read_text().split() == [str(ARGUMENT_BYTES_MAX - 1)] * 8 + ["100000"]
+
+
+def test_an_unknown_key_is_kept_and_named(pool: Parts) -> None:
+    (pool.cwd / "key.sub").write_text("executable = prog\nfrobnicate = 17\n+Weight = 3.5\nhold = true\nqueue\n")
+    done = pool.condor("condor_submit", "key.sub", cwd=pool.cwd)
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if line] == [
+        "WARNING: the line 'frobnicate = 17' was unused by condor_submit. Is it a typo?"
+    ]
+    cluster = done.stdout.split("cluster ")[1].rstrip(".\n")
+    assert pool.condor("condor_q", cluster, "-af", "Weight").stdout == "3.5\n"
+    assert pool.condor("condor_rm", cluster).returncode == 0
+
+
+def test_queue_0_is_nothing_and_said_to_be(pool: Parts) -> None:
+    before = queue(pool)
+    (pool.cwd / "none.sub").write_text(TRUE + "queue 0\n")
+    done = pool.condor("condor_submit", "none.sub", cwd=pool.cwd)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.strip() == 'WARNING: "none.sub" has only empty "queue" commands -- no jobs queued'
+    assert queue(pool) == before
+
+
+def test_paths_with_blanks_and_beyond_ascii(pool: Parts) -> None:
+    folder = pool.cwd / "mit Leerzeichen — ünïcödé 数"
+    (folder / "inner dir").mkdir(parents=True)
+    script(folder / "prög ram", "cat \"dätä file\"; cat; echo \"$1|$GRÜSSE\"; echo left > 'ergebnis ä'")
+    (folder / "dätä file").write_text("data\n")
+    (folder / "in put ß").write_text("stdin\n")
+    (folder / "job ñ.sub").write_text(
+        "executable = prög ram\ninput = in put ß\ntransfer_input_files = dätä file\n"
+        "output = inner dir/aus gabe.$(Process)\nlog = inner dir/log ü\n"
+        "arguments = \"'zwei Wörter 数'\"\nenvironment = \"GRÜSSE='an alle 数'\"\nqueue 2\n"
+    )
+    done = pool.condor("condor_submit", "job ñ.sub", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    pool.wait_done(int(done.stdout.split("cluster ")[1].rstrip(".\n")))
+    for proc in range(2):
+        text = (folder / "inner dir" / f"aus gabe.{proc}").read_text()
+        assert text == "data\nstdin\nzwei Wörter 数|an alle 数\n"
+    assert (folder / "ergebnis ä").read_text() == "left\n"
+    assert sorted(events(folder / "inner dir" / "log ü")) == ["000"] * 2 + ["001"] * 2 + ["005"] * 2
+    refused(pool, "executable = kein prög ram\nqueue\n", "kein prög ram: No such file")
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "subcode"),
+    [
+        pytest.param("broken", ["/nowhere/interpreter"], 2, id="broken-interpreter"),
+        pytest.param("junk", ["Exec format error"], 8, id="no-program"),
+        pytest.param("folder", ["Permission denied"], 13, id="directory-on-the-node"),
+        pytest.param("plain", ["Permission denied"], 13, id="not-executable-on-the-node"),
+        pytest.param("missing", ["No such file"], 2, id="not-there-on-the-node"),
+    ],
+)
+def test_what_cannot_be_executed_is_held_with_the_reason(
+    pool: Parts, tmp_path: Path, how: str, said: list[str], subcode: int
+) -> None:
+    path = tmp_path / how
+    if how == "broken":
+        script(path, "echo never", "/nowhere/interpreter")
+    elif how == "junk":
+        path.write_bytes(random.Random(2).randbytes(5000))
+        path.chmod(0o755)
+    elif how == "folder":
+        path.mkdir()
+    elif how == "plain":
+        path.write_text("#!/bin/sh\necho never\n")
+    transfer = how in ("broken", "junk")
+    cluster = pool.submit(f"executable = {path}\ntransfer_executable = {transfer}\nlog = {tmp_path}/log\nqueue\n")
+    code, found, reason = wait_held(pool, cluster)
+    assert (code, found) == (6, subcode)
+    assert reason.startswith("Failed to execute") and all(text in reason for text in said)
+    assert pool.condor("condor_rm", str(cluster)).returncode == 0
+    wait_for("its last event", lambda: events(tmp_path / "log") == ["000", "012", "009"])
+
+
+def test_an_executable_without_its_x_bit_is_made_one_as_in_condor(pool: Parts) -> None:
+    (pool.cwd / "plain").write_text("#!/bin/sh\necho ran\n")
+    pool.wait_done(pool.submit("executable = plain\noutput = plain.out\nqueue\n"))
+    assert (pool.cwd / "plain.out").read_text() == "ran\n"
+
+
+# ---- accepted, and then the place is gone ------------------------------------------------------------------------
+
+
+def wait_until_it_runs(pool: Parts, cluster: int) -> None:
+    wait_for("it to run", lambda: pool.counts(cluster)["running"] == 1)
+
+
+def test_an_output_directory_that_vanishes_loses_nothing(pool: Parts, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    cluster = pool.submit(
+        "executable = /bin/sh\ntransfer_executable = false\n"
+        f"arguments = \"-c 'echo start >> {tmp_path}/starts; until test -e {tmp_path}/go; do sleep 0.05; done;"
+        f" echo precious; echo more > file'\"\noutput = {tmp_path}/out/o\nlog = {tmp_path}/log\n"
+        f"transfer_output_files = file\ntransfer_output_remaps = \"file={tmp_path}/out/file\"\nqueue\n"
+    )
+    wait_until_it_runs(pool, cluster)
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "go").touch()
+    code, subcode, reason = wait_held(pool, cluster)
+    assert (code, subcode) == (12, 2)
+    assert f"{tmp_path}/out/o: No such file or directory" in reason
+    assert pool.condor("condor_release", str(cluster)).returncode == 0
+    wait_for("it to be held again", lambda: events(tmp_path / "log").count("012") == 2)
+    (tmp_path / "out").mkdir()
+    wait_held(pool, cluster)
+    assert pool.condor("condor_release", str(cluster)).returncode == 0
+    pool.wait_done(cluster)
+    assert ((tmp_path / "out/o").read_text(), (tmp_path / "out/file").read_text()) == ("precious\n", "more\n")
+    assert (tmp_path / "starts").read_text() == "start\n", "it was not run again"
+    wait_for("its last event", lambda: "005" in events(tmp_path / "log"))
+    assert events(tmp_path / "log") == ["000", "001", "012", "013", "012", "013", "005"]
+    done = pool.condor("condor_history", str(cluster), "-af", "ExitCode", "NumJobStarts", "JobStatus")
+    assert done.stdout == "0 1 4\n"
+
+
+def test_a_log_that_cannot_be_opened_any_more_loses_nothing(pool: Parts, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    cluster = pool.submit(
+        "executable = /bin/sh\ntransfer_executable = false\n"
+        f"arguments = \"-c 'echo start >> {tmp_path}/starts; until test -e {tmp_path}/go; do sleep 0.05; done;"
+        f" echo precious'\"\noutput = {tmp_path}/o\nlog = {tmp_path}/logs/log\nqueue\n"
+    )
+    wait_until_it_runs(pool, cluster)
+    wait_for("the first events", lambda: events(tmp_path / "logs/log") == ["000", "001"])
+    shutil.rmtree(tmp_path / "logs")
+    (tmp_path / "go").touch()
+    _, subcode, reason = wait_held(pool, cluster)
+    assert subcode == 2 and f"the user log {tmp_path}/logs/log: No such file" in reason
+    (tmp_path / "logs").mkdir()
+    assert pool.condor("condor_release", str(cluster)).returncode == 0
+    pool.wait_done(cluster)
+    assert (tmp_path / "o").read_text() == "precious\n"
+    assert (tmp_path / "starts").read_text() == "start\n", "it was not run again"
+    wait_for("its last event", lambda: "005" in events(tmp_path / "logs/log"))
+    assert events(tmp_path / "logs/log").count("005") == 1
+
+
+def test_files_that_change_after_submit_do_not_matter(pool: Parts) -> None:
+    blocker = pool.submit(f"executable = /bin/sleep\narguments = 1\ntransfer_executable = false\nqueue {2}\n")
+    script(pool.cwd / "fleeting", "cat fleeting.txt")
+    (pool.cwd / "fleeting.txt").write_text("as submitted\n")
+    cluster = pool.submit("executable = fleeting\ntransfer_input_files = fleeting.txt\noutput = fleeting.out\nqueue\n")
+    (pool.cwd / "fleeting").unlink()
+    (pool.cwd / "fleeting.txt").write_text("changed\n")
+    pool.wait_done(cluster)
+    assert (pool.cwd / "fleeting.out").read_text() == "as submitted\n"
+    pool.wait_done(blocker)
+
+
+# ---- full disks --------------------------------------------------------------------------------------------------
+
+
+class SmallDisks:
+    """A pool whose master and whose worker have a small disk each."""
+
+    def __init__(self, base: Path) -> None:
+        self.state, self.work = base / "state", base / "node"
+        try:
+            small_disk(self.state, "size=48m")
+            small_disk(self.work, "size=16m")
+            self.pool = new_pool(base, f"state_dir={self.state}")
+            self.pool.start_master()
+            self.pool.start("foreman0")
+            self.pool.start("worker0", WQ_NUM_WORKERS="2", WQ_WORKDIR=str(self.work))
+            wait_for("the pool", lambda: self.pool.status()["slots"]["open"] == 2)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if hasattr(self, "pool"):
+            self.pool.close()
+        unmount(self.state)
+        unmount(self.work)
+
+    def submit_gated(self, gate: Path, more: str = "") -> int:
+        """A task that runs, and ends when the gate is there."""
+        cluster = self.pool.submit(
+            "executable = /bin/sh\ntransfer_executable = false\n"
+            f"arguments = \"-c 'until test -e {gate}; do sleep 0.05; done; {more}'\"\nlog = {gate}.log\nqueue\n"
+        )
+        wait_until_it_runs(self.pool, cluster)
+        return cluster
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisks]:
+    found = SmallDisks(tmp_path_factory.mktemp("small"))
+    yield found
+    found.close()
+
+
+@contextlib.contextmanager
+def filled(disk: Path) -> Iterator[None]:
+    """Not a byte is left on this disk."""
+    filler = disk / "filler"
+    try:
+        fill(filler)
+        yield
+    finally:
+        filler.unlink(missing_ok=True)
+
+
+def fill(filler: Path) -> None:
+    with filler.open("ab", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+
+
+def test_the_disk_of_the_head_is_full(small: SmallDisks, tmp_path: Path) -> None:
+    pool = small.pool
+    first, second = (small.submit_gated(tmp_path / gate) for gate in ("first", "second"))
+    with filled(small.state):
+        for text in (TRUE, "executable = prog\n", f"{TRUE}arguments = {'x' * 100_000}\n"):
+            refused(pool, f"{text}queue\n", "disk of the master", "full", "free some space")
+        (tmp_path / "first").touch()
+        pool.wait_done(first, 10)
+        refused(pool, f"{TRUE}queue\n", "full")
+        # Now the reserve is gone as well: what ends must wait for space, and is not lost.
+        fill(small.state / "filler")
+        (tmp_path / "second").touch()
+        refused(pool, f"{TRUE}queue\n", "full")
+        for tool in ("condor_q", "condor_history"):
+            assert pool.condor(tool).returncode == 0
+    pid = pool.processes["master"].pid
+    pool.wait_done(second, 20)
+    cluster = wait_for("submissions to be taken again", lambda: submitted(pool, "executable = prog\nqueue\n"), 15)
+    pool.wait_done(cluster)
+    for gate, task in (("first", first), ("second", second)):
+        assert pool.history(task) == [0]
+        wait_for("its last event", lambda gate=gate: events(tmp_path / f"{gate}.log") == ["000", "001", "005"])
+    assert pool.status()["master"]["pid"] == pid, "it did not have to be started again"
+
+
+def submitted(pool: Parts, text: str) -> int | None:
+    """The cluster, when it is accepted."""
+    (pool.cwd / "again.sub").write_text(text)
+    done = pool.condor("condor_submit", "again.sub", cwd=pool.cwd)
+    return int(done.stdout.split("cluster ")[1].rstrip(".\n")) if done.returncode == 0 else None
+
+
+def test_a_file_that_is_larger_than_the_disk_of_the_head(small: SmallDisks) -> None:
+    pool = small.pool
+    (pool.cwd / "huge").write_bytes(bytes(64 << 20))
+    refused(pool, f"{TRUE}transfer_input_files = huge\nqueue\n", "No space left on device")
+    assert not list(small.state.glob("blobs/put-*"))
+    pool.wait_done(pool.submit(f"{TRUE}queue\n"))
+
+
+def test_the_disk_of_a_node_is_full(small: SmallDisks, tmp_path: Path) -> None:
+    """Nothing is held or lost for it, and the node gets tasks again when it has space."""
+    pool = small.pool
+    (pool.cwd / "big").write_bytes(random.Random(3).randbytes(300_000))
+    running = small.submit_gated(tmp_path / "gate", "exit 3")
+    with filled(small.work):
+        with_file = pool.submit("executable = prog\ntransfer_input_files = big\noutput = node.out\nqueue\n")
+        without = pool.submit(f"{TRUE}queue\n")
+        wait_for("the node to refuse it", lambda: pool.condor("condor_q", "-af", "LastHoldReason").returncode == 0)
+        time.sleep(2)
+        assert {pool.counts(cluster)["idle"] for cluster in (with_file, without)} == {1}
+        assert queue(pool, "JobStatus").count("5") == 0
+        (tmp_path / "gate").touch()
+        pool.wait_done(running, 10)
+        assert pool.processes["worker0"].poll() is None
+    for cluster in (with_file, without):
+        pool.wait_done(cluster, 30)
+    assert (pool.cwd / "node.out").read_text() == "hi \n"
+    done = pool.condor("condor_history", "-af", "ClusterId", "ExitCode", "NumHolds")
+    found = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    assert found[str(running)] == ["3", "undefined"]
+    assert found[str(with_file)] == found[str(without)] == ["0", "undefined"]
+
+
+# ---- very many ---------------------------------------------------------------------------------------------------
+
+
+def memory_mib(pid: int, what: str = "VmRSS") -> int:
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(what + ":")]
+    return int(line.split()[1]) >> 10
+
+
+def test_a_million_tasks_are_taken_and_removed_again(pool: Parts) -> None:
+    pid = pool.processes["master"].pid
+    before = memory_mib(pid)
+    (pool.cwd / "many.sub").write_text(
+        "executable = /bin/sleep\ntransfer_executable = false\narguments = 1000 $(Process)\n"
+        "output = many.$(Process)\nqueue 1000000\n"
+    )
+    began = time.monotonic()
+    done = pool.condor("condor_submit", "many.sub", cwd=pool.cwd)
+    took_s = time.monotonic() - began
+    assert done.returncode == 0
+    assert "1000000 job(s) submitted to cluster" in done.stdout and len(done.stdout) < 2000
+    assert took_s < 5, "0.2 s measured"
+    cluster = int(done.stdout.split("cluster ")[1].rstrip(".\n"))
+    wait_for("two to run", lambda: pool.counts(cluster)["running"] == 2)
+    assert memory_mib(pid) - before < 64, "3 MiB measured"
+    totals = pool.condor("condor_q", "-totals").stdout
+    assert "1000000 jobs; 0 completed, 0 removed, 999998 idle, 2 running" in totals
+
+    # The pool goes on working meanwhile.
+    slowest = [0.0]
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            asked = time.monotonic()
+            pool.status()
+            slowest[0] = max(slowest[0], time.monotonic() - asked)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    done = pool.condor("condor_rm", str(cluster))
+    ended.set()
+    watcher.join()
+    assert (done.returncode, done.stdout) == (0, f"All jobs in cluster {cluster} have been marked for removal\n")
+    assert slowest[0] < 5
+    assert pool.counts(cluster)["cancelled"] == 1_000_000
+    assert not queue(pool)
+    assert memory_mib(pid, "VmHWM") - before < 512, "250 MiB measured"
+    pool.wait_done(pool.submit("executable = prog\noutput = after\nqueue\n"))
