@@ -135,7 +135,10 @@ class Pool:
 
     def _started(self) -> list[Process]:
         found = ((pid, role, name) for pid, (child, name, role) in self._children.items() if child.poll() is None)
-        return [Process(role, name, pid, start_ticks(pid)) for pid, role, name in found]
+        # Of a foreman the port is in its name.
+        return [
+            Process(role, name, pid, start_ticks(pid), int(name.partition("-")[2] or 0)) for pid, role, name in found
+        ]
 
     def _alive(self, role: str) -> list[Process]:
         return [one for one in read_records(self.settings.state_dir) if one.role == role and one.is_alive()]

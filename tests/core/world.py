@@ -240,7 +240,8 @@ class Node:
         self.outbox: deque[tuple[bytes, wire.Message]] = deque()
         #: True: nothing passes in either direction.
         self.cut = False
-        #: True: the test says when a payload was started.
+        #: True: the test says when files are there; when a payload was started.
+        self.holds_files = False
         self.holds_launches = False
         self.left = ""
         self.running: list[wire.Token] = []
@@ -269,7 +270,8 @@ class Node:
             self.inbox.clear()
             self.outbox.clear()
         elif isinstance(action, w.Stage):
-            self.do(w.FilesReady(action.token))
+            if not self.holds_files:
+                self.do(w.FilesReady(action.token))
         elif isinstance(action, w.Launch):
             self.running.append(action.token)
             self.launched.append(action.token)

@@ -124,10 +124,9 @@ def events(log: Path) -> list[str]:
         pytest.param("executable = prog\nqueue many\n", ["many"], id="queue-word"),
         pytest.param("executable = prog\nqueue a, b from nowhere\n", ["nowhere"], id="queue-from-nowhere"),
         pytest.param("executable = prog\nnonsense\nqueue\n", ["Line 2", "nonsense"], id="nonsense"),
-        pytest.param("executable = prog\nif true\nqueue\n", ["if"], id="if-without-end"),
         pytest.param("executable = prog\nenvironment = A=1;B\nqueue\n", ["'='", "'B'"], id="environment-old"),
         pytest.param('executable = prog\nenvironment = "A=1 B"\nqueue\n', ["'='", "'B'"], id="environment-new"),
-        pytest.param("executable = prog\narguments = \"it's\"\nqueue\n", ["nbalanced", "'s"], id="quote"),
+        pytest.param('executable = prog\narguments = "it\'s"\nqueue\n', ["nbalanced", "'s"], id="quote"),
         pytest.param("executable = prog\ninput = nowhere\nqueue\n", ["nowhere", "No such file"], id="input"),
         pytest.param("executable = prog\ninput = folder\nqueue\n", ["folder", "Is a directory"], id="input-directory"),
         pytest.param(
@@ -135,7 +134,9 @@ def events(log: Path) -> list[str]:
         ),
         pytest.param("executable = prog\ninitialdir = nowhere\nqueue\n", ["No such directory", "nowhere"], id="iwd"),
         pytest.param("executable = prog\noutput = no/out\nqueue\n", ["no/out", "No such file"], id="output-nowhere"),
-        pytest.param("executable = prog\noutput = file/out\nqueue\n", ["file/out", "Not a dir"], id="output-below-file"),
+        pytest.param(
+            "executable = prog\noutput = file/out\nqueue\n", ["file/out", "Not a dir"], id="output-below-file"
+        ),
         pytest.param("executable = prog\noutput = folder\nqueue\n", ["folder", "Is a dir"], id="output-directory"),
         pytest.param("executable = prog\nerror = no/err\nqueue\n", ["no/err", "No such file"], id="error-nowhere"),
         pytest.param("executable = prog\nlog = no/log\nqueue\n", ["no/log", "No such file"], id="log-nowhere"),
@@ -189,7 +190,7 @@ def test_an_argument_of_a_megabyte_is_more_than_linux_takes(pool: Parts) -> None
     limit = str(ARGUMENT_BYTES_MAX - 1)
     refused(pool, f"executable = prog\narguments = {'x' * (1 << 20)}\nqueue\n", "1048576", limit)
     refused(pool, f"executable = prog\narguments = {'x' * ARGUMENT_BYTES_MAX}\nqueue\n", limit)
-    refused(pool, f"executable = prog\nenvironment = \"BIG={'x' * (1 << 20)}\"\nqueue\n", "BIG", limit)
+    refused(pool, f'executable = prog\nenvironment = "BIG={"x" * (1 << 20)}"\nqueue\n', "BIG", limit)
     total = " ".join(["x" * 100_000] * 40)
     refused(pool, f"executable = prog\narguments = {total}\nqueue\n", "the limit is")
 
@@ -201,7 +202,7 @@ def test_a_large_sum_of_arguments_arrives_whole(pool: Parts) -> None:
     script(pool.cwd / "lengths", 'for word in "$@"; do echo ${#word}; done; printf %s "$BIG" | wc -c')
     words = [letter * (ARGUMENT_BYTES_MAX - 1) for letter in "abcdefgh"]
     cluster = pool.submit(
-        f"executable = lengths\narguments = {' '.join(words)}\nenvironment = \"BIG={'x' * 100_000}\"\n"
+        f'executable = lengths\narguments = {" ".join(words)}\nenvironment = "BIG={"x" * 100_000}"\n'
         "output = lengths.out\nqueue\n"
     )
     pool.wait_done(cluster)
@@ -232,13 +233,13 @@ def test_queue_0_is_nothing_and_said_to_be(pool: Parts) -> None:
 def test_paths_with_blanks_and_beyond_ascii(pool: Parts) -> None:
     folder = pool.cwd / "mit Leerzeichen — ünïcödé 数"
     (folder / "inner dir").mkdir(parents=True)
-    script(folder / "prög ram", "cat \"dätä file\"; cat; echo \"$1|$GRÜSSE\"; echo left > 'ergebnis ä'")
+    script(folder / "prög ram", 'cat "dätä file"; cat; echo "$1|$GREETING"; echo left > \'ergebnis ä\'')
     (folder / "dätä file").write_text("data\n")
     (folder / "in put ß").write_text("stdin\n")
     (folder / "job ñ.sub").write_text(
         "executable = prög ram\ninput = in put ß\ntransfer_input_files = dätä file\n"
         "output = inner dir/aus gabe.$(Process)\nlog = inner dir/log ü\n"
-        "arguments = \"'zwei Wörter 数'\"\nenvironment = \"GRÜSSE='an alle 数'\"\nqueue 2\n"
+        "arguments = \"'zwei Wörter 数'\"\nenvironment = \"GREETING='an alle 数'\"\nqueue 2\n"
     )
     done = pool.condor("condor_submit", "job ñ.sub", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
@@ -302,7 +303,7 @@ def test_an_output_directory_that_vanishes_loses_nothing(pool: Parts, tmp_path: 
         "executable = /bin/sh\ntransfer_executable = false\n"
         f"arguments = \"-c 'echo start >> {tmp_path}/starts; until test -e {tmp_path}/go; do sleep 0.05; done;"
         f" echo precious; echo more > file'\"\noutput = {tmp_path}/out/o\nlog = {tmp_path}/log\n"
-        f"transfer_output_files = file\ntransfer_output_remaps = \"file={tmp_path}/out/file\"\nqueue\n"
+        f'transfer_output_files = file\ntransfer_output_remaps = "file={tmp_path}/out/file"\nqueue\n'
     )
     wait_until_it_runs(pool, cluster)
     shutil.rmtree(tmp_path / "out")
@@ -372,8 +373,8 @@ class SmallDisks:
             self.pool = new_pool(base, f"state_dir={self.state}")
             self.pool.start_master()
             self.pool.start("foreman0")
-            self.pool.start("worker0", WQ_NUM_WORKERS="2", WQ_WORKDIR=str(self.work))
-            wait_for("the pool", lambda: self.pool.status()["slots"]["open"] == 2)
+            self.pool.start("worker0", WQ_NUM_WORKERS="3", WQ_WORKDIR=str(self.work))
+            wait_for("the pool", lambda: self.pool.status()["slots"]["open"] == 3)
         except BaseException:
             self.close()
             raise
@@ -466,22 +467,35 @@ def test_the_disk_of_a_node_is_full(small: SmallDisks, tmp_path: Path) -> None:
     (pool.cwd / "big").write_bytes(random.Random(3).randbytes(300_000))
     running = small.submit_gated(tmp_path / "gate", "exit 3")
     with filled(small.work):
-        with_file = pool.submit("executable = prog\ntransfer_input_files = big\noutput = node.out\nqueue\n")
-        without = pool.submit(f"{TRUE}queue\n")
-        wait_for("the node to refuse it", lambda: pool.condor("condor_q", "-af", "LastHoldReason").returncode == 0)
-        time.sleep(2)
-        assert {pool.counts(cluster)["idle"] for cluster in (with_file, without)} == {1}
-        assert queue(pool, "JobStatus").count("5") == 0
+        # At once, so that both are tried: one for which its file has no place, one without files.
+        with_file = pool.submit(
+            "executable = prog\ntransfer_input_files = big\noutput = node.out\nqueue\n"
+            "executable = /bin/true\ntransfer_executable = false\ntransfer_input_files =\noutput =\nqueue\n"
+        )
+        without = with_file + 1
+        reasons = [("rejected", "an input file cannot be kept"), ("disk", "Cannot make the scratch directory")]
+        for cluster, (outcome, reason) in zip((with_file, without), reasons, strict=True):
+            found = wait_for("an end", lambda cluster=cluster: last_end(pool, cluster), 10)
+            assert (found["outcome"], found["state"]) == (outcome, "idle")
+            assert found["reason"].startswith(reason) and "No space left on device" in found["reason"]
+        assert sorted(queue(pool, "JobStatus")) == ["1", "1", "2"]
         (tmp_path / "gate").touch()
         pool.wait_done(running, 10)
         assert pool.processes["worker0"].poll() is None
     for cluster in (with_file, without):
         pool.wait_done(cluster, 30)
     assert (pool.cwd / "node.out").read_text() == "hi \n"
+    assert len(re.findall("worker refuses tasks", pool.log("master"))) < 4, "it was not tried all the time"
     done = pool.condor("condor_history", "-af", "ClusterId", "ExitCode", "NumHolds")
     found = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
     assert found[str(running)] == ["3", "undefined"]
     assert found[str(with_file)] == found[str(without)] == ["0", "undefined"]
+
+
+def last_end(pool: Parts, cluster: int) -> dict[str, str] | None:
+    """The task, once an attempt of it has ended."""
+    (found,) = pool.client.get(f"/v1/tasks?cluster={cluster}")
+    return found if found["reason"] else None
 
 
 # ---- very many ---------------------------------------------------------------------------------------------------

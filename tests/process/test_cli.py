@@ -34,6 +34,9 @@ from pilotq.proc import start_ticks
         (["run", "."], 2, "Is a directory"),
         (["up", "--foremen", "-1"], 2, "no number of things"),
         (["up", "--slots", "many"], 2, "no number of things"),
+        (["up", "--slots", "0"], 2, "1 slot or more"),
+        (["up", "--set", "master.host=foo.invalid"], 2, "'foo.invalid' (WQ_MASTER) is not known"),
+        (["up", "--set", "master.host=192.0.2.1"], 2, "is another machine"),
         (["status", "--set", "x"], 2, "there is no ="),
         (["--set", "master.prot=1", "status"], 2, "did you mean master.port?"),
         (["status"], 4, "no master runs in"),
@@ -133,6 +136,29 @@ def test_doctor_sees_what_is_wrong(home: Home) -> None:
     assert done.returncode == 1
     assert f"{home.path} has mode 755" in bad
     assert f"port {port}, wanted by a master, is taken" in bad
+
+
+def test_doctor_calls_ours_only_what_is_ours(home: Home) -> None:
+    """A master answers, but not where WQ_MASTER says; somebody else listens there. The scratch cannot be made."""
+    (home.path / "run").mkdir()
+    with subprocess.Popen(["sleep", "60"]) as ours:
+        record = {"role": "master", "pid": ours.pid, "started": start_ticks(ours.pid), "port": 1}
+        (home.path / "run" / "master.json").write_text(json.dumps(record))
+        done = home.pilotq("doctor", "--json", WQ_MASTER="127.0.0.1:2", WQ_WORKDIR="/proc/none/scratch")
+        ours.kill()
+    found = json.loads(done.stdout)
+    bad = [finding["what"] for finding in found if finding["level"] == "bad"]
+    assert "our master listens on port 1, but here WQ_MASTER says 2" in bad
+    assert "scratch /proc/none/scratch: nobody can store anything on proc" in bad
+    assert not any(finding["what"].endswith(": our master") for finding in found)
+
+
+def test_a_node_is_sent_to_the_head(home: Home) -> None:
+    assert "start one with `pilotq up`" in home.pilotq("status").stderr
+    (home.path / "worker.token").touch()
+    said = home.pilotq("status").stderr
+    assert "looks like a node" in said
+    assert "pilotq up" not in said
 
 
 def test_a_reader_that_had_enough(home: Home) -> None:

@@ -113,6 +113,26 @@ def test_run(place: Place) -> None:
     assert list(place.temporary.iterdir()) == []
 
 
+def test_run_of_a_description_from_stdin(place: Place) -> None:
+    words = place.command("run", "--slots", "1", "--foremen", "0", "-")
+    done = place.call(words, stdin=shell("echo piped"), cwd=place.cwd)
+    assert done.returncode == 0, done.stderr
+    assert (place.cwd / "0.out").read_text() == "piped\n"
+
+
+def test_run_tells_what_a_task_waits_for_that_fits_nowhere(place: Place) -> None:
+    place.write("big.sub", shell("true", 1, "request_cpus = 64"))
+    process = place.start_run("big.sub")
+    try:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "-better-analyze" in line)
+        assert said.endswith("condor_q -better-analyze 1\n")
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert out.startswith("1 task: 0 done, 1 cancelled in ")
+
+
 def test_run_of_the_example_from_elsewhere(place: Place) -> None:
     done = place.run(str(ROOT / "etc" / "examples" / "pilots.sub"), "--foremen", "0", "--slots", "8")
     assert done.returncode == 0, done.stderr
@@ -138,6 +158,11 @@ def test_run_shows_why_a_file_was_refused(place: Place) -> None:
     assert "bad.sub was refused" in done.stderr.splitlines()[-1]
     assert place.left() == []
 
+    place.write("good.sub", shell("sleep 600"))
+    done = place.run("good.sub", "bad.sub")
+    assert done.returncode == 2
+    assert "what was submitted before is cancelled (cluster 1)" in done.stderr
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_run_is_interrupted(place: Place, number: signal.Signals) -> None:
@@ -145,8 +170,9 @@ def test_run_is_interrupted(place: Place, number: signal.Signals) -> None:
     process = place.start_run("long.sub")
     until(lambda: (place.cwd / "log").exists() and "\n001 (" in (place.cwd / "log").read_text(), 60)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
+    assert out.startswith("4 tasks: 0 done, 4 cancelled in ")
     assert place.left() == []
     assert list(place.temporary.iterdir()) == []
     assert (place.cwd / "log").read_text().count("\n009 (") == 4
@@ -179,6 +205,7 @@ def test_keep(place: Place) -> None:
     done = place.run("--keep", "a.sub")
     assert done.returncode == 0, done.stderr
     (kept,) = place.temporary.iterdir()
+    assert f"stop it with: {ROOT}/bin/pilotq down; after that the directory {kept} can be removed" in done.stderr
     environ = {"PILOTQ_HOME": str(kept)}
     history = place.condor("condor_history", "1", "-af", "ExitCode", **environ)
     assert history.stdout == "0\n"
@@ -217,6 +244,31 @@ def test_a_pool_that_stays(place: Place) -> None:
     assert place.left() == []
     assert place.pilotq("status").returncode == 4
     assert "nothing runs" in place.pilotq("down").stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_up_is_ended(place: Place, number: signal.Signals) -> None:
+    """Nothing is left of it, or `down` finds what is."""
+    # A worker looks for foremen where there are none: `up` waits.
+    words = place.command("up", "--foremen", "1", "--slots", "1", "--set", "foreman.hosts=127.0.0.2")
+    words += ["--set", "foreman.bind=127.0.0.1"]
+    log = place.path.parent / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(words, env=place.environ, stdin=subprocess.DEVNULL, stderr=output)
+    record = place.path / "pool.json"
+    until(lambda: record.exists() and len(json.loads(record.read_text())["started"]) == 3, 30)
+    if number != signal.SIGKILL:
+        until(lambda: b"pilotq: waiting for " in log.read_bytes(), 30)
+    process.send_signal(number)
+    code = process.wait(60)
+    if number == signal.SIGKILL:
+        done = place.pilotq("down")
+        assert len(re.findall("^stopped ", done.stderr, re.MULTILINE)) == 3
+        assert "left alone" not in done.stderr
+    else:
+        assert code == 128 + number
+        assert "nothing runs" in place.pilotq("down").stderr
+    assert place.left() == []
 
 
 def test_drain_of_the_master(place: Place) -> None:
