@@ -23,6 +23,8 @@ RESEND_S = 30.0
 #: While tasks wait to be started, what the master should hear may wait as well, so that it comes in batches.
 BATCH_S = 0.005
 BATCH_TASKS_MAX = 100
+#: A task that does not fit lets smaller ones pass for this long; then they wait until it does.
+PASSED_S = 30.0
 #: A start is told after this, unless the task ended before: then its result says it.
 START_TOLD_S = 0.02
 #: A worker whose tasks take less than this on average holds some ahead.
@@ -56,6 +58,8 @@ class _Attempt:
     needs: Resources
     #: "staging", "waiting" (for room), "starting", "running" or "ending".
     phase: str = "staging"
+    #: Boot clock: since when it has its files.
+    waiting_since: float = 0.0
     #: The master asked to end it: no result is wanted.
     killed: bool = False
 
@@ -195,18 +199,22 @@ class WorkerCore:
             self._end(attempt, Ended(Outcome.STAGE_IN, reason=event.reason), now)
             return
         self._staging -= 1
-        attempt.phase = "waiting"
+        attempt.phase, attempt.waiting_since = "waiting", now.boot
         self._waiting.append(attempt)
 
     def _start_waiting(self, now: Now) -> None:
-        while self._waiting:
-            attempt = self._waiting[0]
+        passed = 0
+        while passed < len(self._waiting):
+            attempt = self._waiting[passed]
             if attempt.needs.cpus > self.capacity.cpus:
                 self._give_back([attempt], "full")
                 continue
             if not self._fits(attempt.needs):
-                break
-            self._waiting.popleft()
+                if now.boot - attempt.waiting_since > PASSED_S:
+                    break
+                passed += 1
+                continue
+            del self._waiting[passed]
             attempt.phase = "starting"
             self._take(attempt.needs, 1)
             del self._idle_since[len(self._idle_since) - min(attempt.needs.cpus, len(self._idle_since)) :]

@@ -72,6 +72,8 @@ def _serve(desk: Desk, journal: Journal, room: int) -> None:
             buffer += data
             for message in map(unpack_to_scribe, split(buffer)):
                 if isinstance(message, Retry):
+                    # First what came before it: the release of a task stands in its log before its end.
+                    desk.wake()
                     desk.retry(message.ns)
             desk.wake()
         if room in ready:

@@ -82,6 +82,21 @@ def test_two_cores_need_two_cores() -> None:
     assert len(node.running) == 2
 
 
+def test_a_large_task_held_ahead_lets_small_ones_pass() -> None:
+    world = World()
+    node = Node(world, "n1", slots=3, ahead=4)
+    world.submit(2, needs=Resources(2))
+    small = world.submit(2, needs=Resources(1))
+    assert sorted(token.cluster for token in node.running) == [1, small]
+    world.pass_time(40)
+    node.end(wire.Token(small, 0, 1))
+    world.deliver()
+    assert [token.cluster for token in node.running] == [1], "now the small one waits"
+    node.end()
+    world.deliver()
+    assert sorted(token.cluster for token in node.running) == [1, small]
+
+
 def test_higher_priority_goes_first() -> None:
     world = World()
     world.submit(1)
