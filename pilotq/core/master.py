@@ -272,8 +272,7 @@ class MasterCore:
         actions, self.actions = self.actions, []
         if queue.next_note > self._woken:
             self._woken = queue.next_note
-            # Before notes that are tried again: the release of a task stands in its log before its end.
-            actions.insert(0, t.WakeScribe(queue.next_note - 1))
+            actions.append(t.WakeScribe(queue.next_note - 1))
         for number in queue.gone:
             actions.append(t.ClusterGone(number))
             for peer, told in self.peers.told.items():

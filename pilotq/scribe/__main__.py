@@ -5,6 +5,7 @@ It can be killed at any moment, and ends by itself when the master is gone.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -51,7 +52,9 @@ def main() -> NoReturn:
     writer = Writer(reader, journal, spool, EventTexts(reader, sys.argv[4]))
     desk = Desk(reader, writer, post, lambda: os.eventfd_write(room, 1))
     _serve(desk, journal, room)
-    journal.flush()
+    # On a full disk the next scribe compares again.
+    with contextlib.suppress(OSError):
+        journal.flush()
     # Threads may hang in a file system that does not answer.
     os._exit(0)
 

@@ -165,13 +165,11 @@ def test_getenv_takes_the_submitters_environment(pool: Parts, site: Path) -> Non
         pytest.param(r"one two  3 \"four\" it's", ["one", "two", "3", '"four"', "it's"], id="old"),
         pytest.param("\"one 'two  words' 'it''s' \"\"q\"\" ''\"", ["one", "two  words", "it's", '"q"', ""], id="new"),
         pytest.param("", [], id="none"),
-        pytest.param("\"$(Cluster).$(Process) $$(Dollar) * $HOME `id` ;\"", None, id="nothing-is-expanded"),
+        pytest.param("\"$(Cluster).$(Process) * $HOME `id` ;\"", None, id="nothing-is-expanded"),
     ],
 )  # fmt: skip
 def test_arguments_in_both_syntaxes(pool: Parts, site: Path, text: str, words: list[str] | None) -> None:
     script(site / "show", 'for word in "$@"; do printf "%s\\0" "$word"; done')
-    if words is None:
-        text = text.replace("$$(Dollar) ", "")
     cluster = run(pool, f"executable = show\narguments = {text}\noutput = out\nqueue\n")
     found = (site / "out").read_text().split("\0")[:-1]
     assert found == ([f"{cluster}.0", "*", "$HOME", "`id`", ";"] if words is None else words)
@@ -226,7 +224,7 @@ def test_output_files_and_directories(pool: Parts, site: Path) -> None:
     cluster = run(
         pool,
         "executable = make\ntransfer_input_files = large\ntransfer_output_files = copy, dir, empty, tool\n"
-        'transfer_output_remaps = "copy=home/renamed"\nqueue\n'.replace("home/", ""),
+        'transfer_output_remaps = "copy=renamed"\nqueue\n',
     )
     assert sha256(site / "renamed") == sha256(site / "dir/sub/copy") == sha256(site / "large")
     assert ((site / "dir/small").read_text(), (site / "empty").read_text()) == ("small\n", "")
