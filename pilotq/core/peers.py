@@ -56,8 +56,9 @@ class Worker:
     told_at: float = 0.0
     #: True between asking for an inventory and the hello that brings it.
     asked: bool = False
-    #: Number of the last inventory asked for.
+    #: Number of the last inventory asked for, and when (boot clock).
     ask: int = 0
+    asked_at: float = 0.0
     drain_wanted: bool = False
 
     def hold(self, task: Task, attempt: int, needs: Resources) -> None:

@@ -89,7 +89,7 @@ class Sessions:
             return
         if worker.route == event.route and (not worker.asked or message.answers != worker.ask):
             # Something said to it since the last hello may not have reached it when it said this one.
-            self._ask_inventory(worker)
+            self._ask_inventory(worker, now)
             return
         is_new = worker.route is None
         worker.host, worker.pid, worker.version, worker.key = message.host, message.pid, message.version, event.name
@@ -156,20 +156,25 @@ class Sessions:
         worker.lease_over_at = lease_end(now.boot, self._master.limits.lease_s)
         assert worker.route is not None
         self._send(worker.route, wire.Renew(message.seq))
+        beat_s = self._master.limits.beat_s
+        if worker.asked:
+            if now.boot - worker.asked_at > 2 * beat_s:
+                # The question was lost on its way, or the answer.
+                self._ask_inventory(worker, now)
+            return
         if (message.count, message.checksum) == (worker.count, worker.checksum):
             worker.mismatch_since = float("inf")
             return
-        beat_s = self._master.limits.beat_s
         worker.mismatch_since = min(worker.mismatch_since, now.boot)
         wrong_s = now.boot - worker.mismatch_since
         if wrong_s > MISMATCH_S or (wrong_s > 1.5 * beat_s and now.boot - worker.told_at > beat_s):
             worker.mismatch_since = float("inf")
-            self._ask_inventory(worker)
+            self._ask_inventory(worker, now)
 
-    def _ask_inventory(self, worker: Worker) -> None:
+    def _ask_inventory(self, worker: Worker, now: Now) -> None:
         """Until the hello with this number comes it gets nothing new."""
         assert worker.route is not None
-        worker.asked = True
+        worker.asked, worker.asked_at = True, now.boot
         worker.ask += 1
         self._send(worker.route, wire.AskInventory(worker.ask))
 

@@ -69,6 +69,17 @@ def test_two_hellos_on_their_way_start_a_task_once() -> None:
     assert len(node.launched) == 1
 
 
+def test_a_question_that_was_lost_is_asked_again() -> None:
+    world = World()
+    node = Node(world, "n1")
+    worker = world.master.peers.workers[node.core.name]
+    worker.asked, worker.ask, worker.asked_at = True, 1, world.now.boot
+    cluster = world.submit()
+    assert not node.running, "it gets nothing before it has answered"
+    world.pass_time(20)
+    assert [token.cluster for token in node.running] == [cluster]
+
+
 def test_hold_and_release_wait_for_the_first_copy_to_end() -> None:
     world = World(Limits(lease_s=100))
     node = Node(world, "n1")
