@@ -23,9 +23,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from pilotq.core.turn import Now, Turn
+from pilotq.core.turn import Core, Now, Turn
 from pilotq.errors import PilotqError
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,6 @@ log = logging.getLogger(__name__)
 EVENTS_PER_TURN = 500
 #: The watchdog is fed at least this often, from a turn.
 IDLE_TURN_S = 5.0
-
-
-class Core(Protocol):
-    """What `pilotq.core` gives for each role."""
-
-    def handle(self, event: Any, now: Now) -> Turn: ...
-    def next_wakeup(self) -> float | None: ...
 
 
 #: Commits records and returns what the actions need from the store; runs in the store's thread.
@@ -95,7 +88,8 @@ class Engine:
         now = read_clocks()
         try:
             for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
-                self._waiting.append(self.core.handle(self._inbox.popleft(), now))
+                self.core.react(self._inbox.popleft(), now)
+            self._waiting.append(self.core.settle(now))
             self._pump(now)
         except Exception as error:
             self._fail(error)

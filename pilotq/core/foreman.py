@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from pilotq import wire
-from pilotq.core.turn import Action, Event, Now, Tell, Turn
+from pilotq.core.turn import Action, Core, Event, Now, Tell, Turn
 from pilotq.errors import PeerError
 
 #: A master that is silent for this many heartbeats is looked for again.
@@ -104,7 +104,7 @@ _GET = b"\xa3Get"
 _ASSIGN = b"\xa6Assign"
 
 
-class ForemanCore:
+class ForemanCore(Core):
     """The deciding part of a foreman."""
 
     def __init__(self, name: str, pid: int, version: str, now: Now) -> None:
@@ -126,8 +126,7 @@ class ForemanCore:
         self._drain_said_at = float("-inf")
         self._actions: list[Any] = []
 
-    def handle(self, event: Event, now: Now) -> Turn:
-        """React to one event; a foreman remembers nothing durably."""
+    def react(self, event: Event, now: Now) -> None:
         if isinstance(event, FromBelow):
             self._from_below(event, now)
         elif isinstance(event, FromAbove):
@@ -140,6 +139,9 @@ class ForemanCore:
             self._drain(now)
         else:
             self._tick(now)
+
+    def settle(self, now: Now) -> Turn:
+        """A foreman remembers nothing durably."""
         actions, self._actions = self._actions, []
         return Turn([], actions)
 

@@ -47,7 +47,7 @@ class _Job:
     results: list[tuple[int, int, str]]
 
 
-class MasterCore:
+class MasterCore(t.Core):
     """The deciding part of the master."""
 
     def __init__(self, limits: Limits, evaluate: t.Evaluator, now: Now, queue: Queue | None = None) -> None:
@@ -80,14 +80,14 @@ class MasterCore:
             t.Tick: self.on_tick,
         }
 
-    def handle(self, event: t.Event, now: Now) -> Turn:
-        """React to one event."""
+    def react(self, event: t.Event, now: Now) -> None:
         self._reactions[type(event)](event, now)
+
+    def settle(self, now: Now) -> Turn:
         self._match(now)
         return self._turn(now)
 
     def next_wakeup(self) -> float | None:
-        """Boot time of the next `Tick`."""
         if self._jobs:
             return 0.0
         return min(self._next_check_at, self.policy.next_at)
@@ -179,7 +179,7 @@ class MasterCore:
 
     def _act(self, act: t.Act, cluster: Cluster, proc: int, now: Now) -> str:
         state, queue = cluster.state(proc), self.queue
-        if state in ENDED and proc not in cluster.facts:
+        if (state in ENDED and proc not in cluster.facts) or queue.is_leaving(cluster, proc):
             return "not_found"
         if act.verb == "cancel":
             if state == State.CANCELLED:
@@ -244,7 +244,7 @@ class MasterCore:
                 if not facts.worker or state not in ON_WORKER | {State.HELD, State.IDLE}:
                     continue
                 worker = self.peers.know(facts.worker, facts.host, now.boot, self.limits.lease_s)
-                worker.hold((cluster.id, proc), cluster.attempts[proc], cluster.needs)
+                worker.hold(cluster.id, [proc], [cluster.attempts[proc]], cluster.needs)
                 if state not in ON_WORKER:
                     # It was told to end, or not even that yet.
                     worker.begin_ending((cluster.id, proc))
@@ -257,8 +257,7 @@ class MasterCore:
         for worker, cluster, procs in self.matcher.match(queue.ready, queue.clusters, self.peers, now.boot):
             assert worker.route is not None
             numbers = queue.assign(cluster, procs, worker.name, worker.host, now.wall)
-            for proc, number in zip(procs, numbers, strict=True):
-                worker.hold((cluster.id, proc), number, cluster.needs)
+            worker.hold(cluster.id, procs, numbers, cluster.needs)
             worker.told_at = now.boot
             told = self.peers.told.setdefault(worker.route.peer, set())
             if cluster.id not in told:

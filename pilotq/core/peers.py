@@ -8,6 +8,7 @@ first, whatever the network does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pilotq import wire
 from pilotq.core.turn import Route
@@ -25,6 +26,14 @@ def lease_end(sent_at: float, lease_s: float) -> float:
     return sent_at + lease_s * (1 + LEASE_MARGIN) + LEASE_GRACE_S
 
 
+class Held(NamedTuple):
+    """What a worker holds of one cluster."""
+
+    needs: Resources
+    #: proc -> number of the attempt.
+    numbers: dict[int, int]
+
+
 @dataclass
 class Worker:
     """A worker that has said hello to this master or, after a restart, one that the store names."""
@@ -39,8 +48,8 @@ class Worker:
     route: Route | None = None
     generation: int = 0
     offer: wire.Offer = field(default_factory=lambda: wire.Offer(Resources(0)))
-    #: Attempts it holds, as far as the master knows: number and needs.
-    holds: dict[Task, tuple[int, Resources]] = field(default_factory=dict)
+    #: Attempts it holds, as far as the master knows, by cluster.
+    held: dict[int, Held] = field(default_factory=dict)
     #: Attempts whose result came, but not all of their outputs yet: number.
     returned: dict[Task, int] = field(default_factory=dict)
     #: Attempts it was told to end, until it says so.
@@ -61,28 +70,43 @@ class Worker:
     asked_at: float = 0.0
     drain_wanted: bool = False
 
-    def hold(self, task: Task, attempt: int, needs: Resources) -> None:
-        self.holds[task] = (attempt, needs)
-        self._use(needs, 1)
-        self.checksum ^= wire.checksum(wire.Token(task[0], task[1], attempt))
+    def hold(self, cluster: int, procs: list[int], attempts: list[int], needs: Resources) -> None:
+        """It was given attempts of a cluster."""
+        held = self.held.get(cluster)
+        if held is None:
+            held = self.held[cluster] = Held(needs, {})
+        held.numbers.update(zip(procs, attempts, strict=True))
+        self._use(needs, len(procs))
+        self.checksum ^= wire.checksum_of_all(cluster, procs, attempts)
+
+    def drop_all(self, cluster: int, procs: list[int], attempts: list[int]) -> None:
+        """Forget attempts that it holds."""
+        held = self.held[cluster]
+        for proc in procs:
+            del held.numbers[proc]
+        self._use(held.needs, -len(procs))
+        self.checksum ^= wire.checksum_of_all(cluster, procs, attempts)
+        if not held.numbers:
+            del self.held[cluster]
 
     def drop(self, task: Task) -> int:
         """Forget an attempt; its number, or 0 when it was not held."""
         if task in self.returned:
             return self.returned.pop(task)
-        attempt, needs = self.holds.pop(task, (0, None))
-        if needs is not None:
-            self._use(needs, -1)
-            self.checksum ^= wire.checksum(wire.Token(task[0], task[1], attempt))
-        return attempt
+        number = self.number(task)
+        if number:
+            self.drop_all(task[0], [task[1]], [number])
+        return number
 
     def begin_ending(self, task: Task) -> wire.Token | None:
         """Move an attempt to those being ended: it goes on using its slot."""
-        attempt, needs = self.holds.pop(task, (0, None))
-        if needs is None:
+        held = self.held.get(task[0])
+        if held is None or task[1] not in held.numbers:
             return None
-        token = wire.Token(task[0], task[1], attempt)
-        self.ending[token] = needs
+        token = wire.Token(task[0], task[1], held.numbers.pop(task[1]))
+        if not held.numbers:
+            del self.held[task[0]]
+        self.ending[token] = held.needs
         return token
 
     def ending_too(self, token: wire.Token, needs: Resources) -> None:
@@ -109,16 +133,24 @@ class Worker:
 
     def number(self, task: Task) -> int:
         """The attempt of a task it holds; 0: none."""
-        return self.returned.get(task) or self.holds.get(task, (0, None))[0]
+        if task in self.returned:
+            return self.returned[task]
+        held = self.held.get(task[0])
+        return held.numbers.get(task[1], 0) if held is not None else 0
 
     @property
     def tasks(self) -> list[Task]:
         """All that is lost when it is."""
-        return [*self.holds, *self.returned]
+        return [*((cluster, proc) for cluster, held in self.held.items() for proc in held.numbers), *self.returned]
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is lost when it is, and nothing of it runs."""
+        return not (self.held or self.returned or self.ending)
 
     @property
     def count(self) -> int:
-        return len(self.holds) + len(self.ending)
+        return sum(len(held.numbers) for held in self.held.values()) + len(self.ending)
 
     def room(self, needs: Resources, ahead: int) -> int:
         """How many tasks of this need it takes now, `ahead` of them beyond its capacity."""

@@ -121,15 +121,18 @@ class Queue:
 
     def assign(self, cluster: Cluster, procs: list[int], worker: str, host: str, wall: float) -> list[int]:
         """Give idle tasks to a worker; their new attempt numbers."""
+        attempts, known = cluster.attempts, cluster.facts
+        numbers = [attempts[proc] + 1 for proc in procs]
+        for proc, number in zip(procs, numbers, strict=True):
+            attempts[proc] = number
         fresh = Facts(entered_at=cluster.submitted_at, worker=worker, host=host)
-        numbers = []
-        for proc in procs:
-            number = cluster.attempts[proc] + 1
-            cluster.attempts[proc] = number
-            numbers.append(number)
-            known = cluster.facts.get(proc)
-            self.set_facts(cluster, proc, fresh if known is None else _change(known, worker=worker, host=host))
-            cluster.move(proc, State.ASSIGNED)
+        facts = dict.fromkeys(procs, fresh)
+        for proc in procs if not known.keys().isdisjoint(procs) else ():
+            if proc in known:
+                facts[proc] = _change(known[proc], worker=worker, host=host)
+        known.update(facts)
+        self._changed.setdefault(cluster.id, {}).update(dict.fromkeys(procs))
+        cluster.put_all(procs, State.ASSIGNED)
         return numbers
 
     def take_back(self, cluster: Cluster, proc: int, worker: str, host: str) -> None:
@@ -239,18 +242,7 @@ class Queue:
 
     def complete(self, cluster: Cluster, proc: int, wall: float, end: Ended, attempt: int) -> None:
         """It ended by itself: written to its user first when there is something to write, then out of the queue."""
-        facts = cluster.facts_of(proc)
-        facts = _change(
-            facts,
-            usage=end.usage,
-            wall_s=facts.wall_s + end.usage.wall_s,
-            outcome=int(end.outcome),
-            code=end.code,
-            reason=end.reason,
-            ended_at=wall,
-            entered_at=wall,
-            sent_bytes=facts.sent_bytes + sum(output.size_bytes for output in end.outputs),
-        )
+        facts = _completed(cluster.facts_of(proc), end, wall, was_started=True)
         self.set_facts(cluster, proc, facts)
         cluster.move(proc, State.STAGING_OUT)
         if not cluster.has_log and not end.outputs:
@@ -259,6 +251,21 @@ class Queue:
         event = TERMINATED if cluster.has_log else -1
         n = self._note(event, cluster, proc, wall, facts=facts, outputs=end.outputs, attempt=attempt, final=True)
         self.finals[n] = Final(cluster.id, proc, attempt)
+
+    def complete_all(self, cluster: Cluster, procs: list[int], ends: list[Ended], wall: float) -> None:
+        """Tasks of which nothing is to be written ended by themselves: done, and out of the queue.
+
+        Shape: assigned or running procs, each once, of a cluster without log and policies.
+        """
+        states, facts, good = cluster.states, cluster.facts, 0
+        for proc, end in zip(procs, ends, strict=True):
+            facts[proc] = _completed(facts[proc], end, wall, was_started=states[proc] != State.ASSIGNED)
+            good += end.outcome == Outcome.OK
+        self.done += good
+        self.failed += len(procs) - good
+        cluster.failed += len(procs) - good
+        cluster.put_all(procs, State.DONE)
+        self._leaving.setdefault(cluster.id, {}).update(dict.fromkeys(procs))
 
     def finish(self, cluster: Cluster, proc: int, wall: float) -> None:
         """Everything of a completed task is written: it is done."""
@@ -300,8 +307,11 @@ class Queue:
         """Out of the queue, into the history."""
         if cluster.state(proc) not in ENDED:
             raise InternalError(f"task {cluster.id}.{proc} leaves the queue in state {cluster.state(proc).name}")
-        self._changed.get(cluster.id, {}).pop(proc, None)
         self._leaving.setdefault(cluster.id, {})[proc] = None
+
+    def is_leaving(self, cluster: Cluster, proc: int) -> bool:
+        """It left in this very turn."""
+        return proc in self._leaving.get(cluster.id, ())
 
     # ---- notes
 
@@ -348,7 +358,10 @@ class Queue:
         self._added = []
         for number, procs in self._changed.items():
             cluster = self.clusters[number]
-            records.append(TaskRows(number, *self._columns(cluster, list(procs))))
+            leaving = self._leaving.get(number, {})
+            staying = [proc for proc in procs if proc not in leaving] if leaving else list(procs)
+            if staying:
+                records.append(TaskRows(number, *self._columns(cluster, staying)))
         self._changed = {}
         for number, leaving in self._leaving.items():
             cluster = self.clusters[number]
@@ -427,3 +440,32 @@ class Queue:
             for proc, state_ in enumerate(cluster.states):
                 if state_ in ON_WORKER and not cluster.attempts[proc]:
                     raise InternalError(f"task {cluster.id}.{proc} is on a worker without an attempt")
+
+
+def _completed(old: Facts, end: Ended, wall: float, *, was_started: bool) -> Facts:
+    """The facts of a task whose payload ended by itself; its start may not have been told before."""
+    usage = end.usage
+    began = old.last_started_at if was_started else max(wall - usage.wall_s, old.entered_at)
+    # By position, in the order of `Facts`: this is the hot line of the master.
+    return Facts(
+        wall,
+        old.first_started_at or began,
+        began,
+        wall,
+        old.starts if was_started else old.starts + 1,
+        old.losses,
+        old.holds,
+        old.host,
+        old.worker,
+        old.wall_s + usage.wall_s,
+        usage,
+        int(end.outcome),
+        end.code,
+        end.reason,
+        old.hold_code,
+        old.hold_subcode,
+        old.release_reason,
+        old.sent_bytes + sum([output.size_bytes for output in end.outputs]) if end.outputs else old.sent_bytes,
+        old.received_bytes,
+        old.lost_on,
+    )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _NO_SPACE = frozenset({28, 122})
 #: A worker that could not take or stage a task gets nothing new for this long.
 PAUSE_S = 10.0
+#: As numbers, for the hot loop: the last of `ENDING`, and the states of `ON_WORKER`.
+_LAST_ENDING = int(max(ENDING))
+_ON_WORKER = bytes(ON_WORKER)
 #: Ends of a task that only a person can mend, and Condor's code for them.
 _HOLDS = {
     Outcome.TIMEOUT: HoldCode.DURATION,
@@ -43,12 +46,48 @@ class Results:
         self.collecting: dict[wire.Token, tuple[Worker, Ended]] = {}
 
     def on_result(self, worker: Worker, message: wire.Result, now: Now) -> None:
-        acks: list[wire.Token] = []
-        for token, end in zip(message.tokens, message.ends, strict=False):
-            if self._judge(worker, token, end, now):
-                acks.append(token)
+        told = message.tokens[: len(message.ends)]
+        tokens, ends = self._take_plain(worker, told, message.ends, now)
+        acks = [token for token, end in zip(tokens, ends, strict=False) if self._judge(worker, token, end, now)]
+        if len(tokens) < len(told):
+            acks += set(told).difference(tokens)
         if acks and worker.route is not None:
             self._master.actions.append(t.Send(worker.route, wire.Ack(acks)))
+
+    def _take_plain(
+        self, worker: Worker, tokens: list[wire.Token], ends: list[Ended], now: Now
+    ) -> tuple[list[wire.Token], list[Ended]]:
+        """Complete at once what needs no judging: the rest.
+
+        Those are the present attempts of a cluster, held by this worker, that ended by themselves and of which
+        nothing is to be written or asked.
+        """
+        number = tokens[0].cluster if tokens else 0
+        cluster, held = self._master.queue.clusters.get(number), worker.held.get(number)
+        if cluster is None or held is None or cluster.has_log or cluster.policies or worker.returned:
+            return tokens, ends
+        numbers, states, attempts = held.numbers, cluster.states, cluster.attempts
+        plain: dict[int, tuple[wire.Token, Ended]] = {}
+        other_tokens, other_ends = [], []
+        for token, end in zip(tokens, ends, strict=False):
+            proc = token.proc
+            if (
+                end.outcome <= _LAST_ENDING
+                and not end.outputs
+                and token.cluster == number
+                and numbers.get(proc) == token.attempt == attempts[proc]
+                and states[proc] in _ON_WORKER
+                and proc not in plain
+            ):
+                plain[proc] = token, end
+            else:
+                other_tokens.append(token)
+                other_ends.append(end)
+        if plain:
+            procs = list(plain)
+            worker.drop_all(number, procs, [token.attempt for token, _ in plain.values()])
+            self._master.queue.complete_all(cluster, procs, [end for _, end in plain.values()], now.wall)
+        return other_tokens, other_ends
 
     def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
         """Take one result; True when the worker may forget it."""
@@ -108,7 +147,7 @@ class Results:
             self._master.sessions.end_attempt(cluster, proc, now)
             still_runs = self._master.sessions.is_ending(cluster, proc)
         if end.usage.wall_s and cluster.state(proc) == State.ASSIGNED:
-            queue.start(cluster, proc, now.wall)
+            queue.start(cluster, proc, max(now.wall - end.usage.wall_s, cluster.facts_of(proc).entered_at))
         if end.outcome in ENDING:
             self._completed(cluster, token, end, now, still_runs)
         elif _is_nodes_trouble(end):

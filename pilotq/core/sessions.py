@@ -148,7 +148,7 @@ class Sessions:
         other = self._peers.workers.get(cluster.facts_of(token.proc).worker)
         if other is not None and other is not worker:
             other.drop(task)
-        worker.hold(task, token.attempt, cluster.needs)
+        worker.hold(cluster.id, [token.proc], [token.attempt], cluster.needs)
         return True
 
     def on_beat(self, worker: Worker, message: wire.Beat, now: Now) -> None:
@@ -301,7 +301,7 @@ class Sessions:
         for worker in list(self._peers.workers.values()):
             if now.boot >= worker.lease_over_at:
                 self._bury(worker, "no contact with its worker for the whole lease", now)
-            elif not worker.tasks and not worker.ending and now.boot - worker.heard_at > 4 * limits.contact_lost_s:
+            elif worker.is_empty and now.boot - worker.heard_at > 4 * limits.contact_lost_s:
                 self._peers.remove(worker)
                 self._master.actions.append(t.Tell("worker forgotten", {"worker": worker.name}))
         for foreman in list(self._peers.foremen.values()):

@@ -14,6 +14,9 @@ from pilotq.model import TRANSITIONS, Facts, Resources, State
 
 _STATES = len(State) + 1
 _NO_FACTS = Facts()
+#: By the byte of a state: itself, and the bytes of the states that may follow it.
+_STATE_OF: tuple[State, ...] = (State.IDLE, *State)
+_MAY_FOLLOW = [frozenset(int(new) for new in TRANSITIONS.get(old, ())) for old in _STATE_OF]
 
 
 class Cluster:
@@ -84,7 +87,7 @@ class Cluster:
         return 0 <= proc < len(self.states)
 
     def state(self, proc: int) -> State:
-        return State(self.states[proc])
+        return _STATE_OF[self.states[proc]]
 
     def facts_of(self, proc: int) -> Facts:
         return self.facts.get(proc, _NO_FACTS)
@@ -97,7 +100,7 @@ class Cluster:
         old = self.states[proc]
         if old == state:
             return
-        if state not in TRANSITIONS[State(old)]:
+        if state.value not in _MAY_FOLLOW[old]:
             raise InternalError(f"task {self.id}.{proc} cannot go from {State(old).name} to {state.name}")
         self.put(proc, state)
         if state == State.IDLE:
@@ -112,6 +115,20 @@ class Cluster:
         self.counts[self.states[proc]] -= 1
         self.counts[state] += 1
         self.states[proc] = state
+
+    def put_all(self, procs: list[int], state: State) -> None:
+        """The same for many; those that follow each other in one step."""
+        states, counts, count = self.states, self.counts, len(procs)
+        first = procs[0]
+        if procs[-1] - first + 1 == count and procs == list(range(first, first + count)):
+            for old in set(states[first : first + count]):
+                counts[old] -= states.count(old, first, first + count)
+            states[first : first + count] = bytes((state,)) * count
+        else:
+            for proc in procs:
+                counts[states[proc]] -= 1
+                states[proc] = state
+        counts[state] += count
 
     def untouched(self, procs: list[int]) -> list[int]:
         """Those that wait and have no row: nothing ever happened to them."""
@@ -130,6 +147,11 @@ class Cluster:
             proc = heappop(self._returned)
             if states[proc] == State.IDLE and proc not in procs[-1:] and proc not in self.fenced:
                 procs.append(proc)
+        wanted = limit - len(procs)
+        end = self._fresh + wanted
+        if not procs and not self.fenced and states.count(State.IDLE, self._fresh, end) == wanted:
+            first, self._fresh = self._fresh, end
+            return list(range(first, end))
         taken = set(procs)
         while len(procs) < limit:
             proc = states.find(State.IDLE, self._fresh)

@@ -41,6 +41,27 @@ class Route(NamedTuple):
     session: bytes
 
 
+class Core:
+    """The deciding part of a role: it reacts to any number of events, then settles what follows from them all."""
+
+    def react(self, event: Any, now: Now) -> None:
+        """Take one event in; never raises on what a peer or user sent."""
+        raise NotImplementedError
+
+    def settle(self, now: Now) -> Turn:
+        """What is to be remembered and done now."""
+        raise NotImplementedError
+
+    def handle(self, event: Any, now: Now) -> Turn:
+        """React to one event and settle."""
+        self.react(event, now)
+        return self.settle(now)
+
+    def next_wakeup(self) -> float | None:
+        """Boot time of the next `Tick`."""
+        raise NotImplementedError
+
+
 class Event(msgspec.Struct, frozen=True):
     """Something that happened."""
 

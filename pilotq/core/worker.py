@@ -14,7 +14,7 @@ import msgspec
 
 from pilotq import wire
 from pilotq.core import worker_turn as w
-from pilotq.core.turn import Event, Now, Tell, Turn
+from pilotq.core.turn import Core, Event, Now, Tell, Turn
 from pilotq.core.worker_session import Session
 from pilotq.model import Description, Ended, Outcome, Resources
 
@@ -64,7 +64,7 @@ class _Attempt:
     killed: bool = False
 
 
-class WorkerCore:
+class WorkerCore(Core):
     """The deciding part of a worker."""
 
     def __init__(self, options: Options, now: Now) -> None:
@@ -108,10 +108,9 @@ class WorkerCore:
             wire.Chunk: lambda message, now: self.actions.append(w.FileArrived(message)),
         }
 
-    def handle(self, event: Event, now: Now) -> Turn:
-        """React to one event; a worker remembers nothing in a store."""
+    def react(self, event: Event, now: Now) -> None:
         if self._left:
-            return Turn()
+            return
         session = self.session
         if isinstance(event, w.FromMaster):
             reaction = self._reactions.get(type(event.message))
@@ -132,12 +131,15 @@ class WorkerCore:
             self.on_terminate(now)
         else:
             self.on_tick(now)
-        self._after(now)
+
+    def settle(self, now: Now) -> Turn:
+        """A worker remembers nothing in a store."""
+        if not self._left:
+            self._after(now)
         actions, self.actions = self.actions, []
         return Turn([], actions)
 
     def next_wakeup(self) -> float | None:
-        """Boot time of the next `Tick`."""
         wakeup = min(self.session.next_wakeup(), self._resend_at, self._tell_at)
         if self.options.idle_timeout_s and self._idle_since and not self._expects_to_start:
             wakeup = min(wakeup, self._idle_since[0] + self.options.idle_timeout_s)
