@@ -1,29 +1,31 @@
 """The master's door for commands: HTTP on a Unix socket.
 
-`POST /condor` speaks the fields of `pilotq.condor.request` with the shims, `PUT /blob` takes a file, everything under
-`/v1` is JSON for `pilotq`. Only the account that runs the master (and root) may enter.
+`POST /condor` speaks the fields of `pilotq.condor.request` with the shims, `PUT /blob` takes a file, `PUT /blobs`
+many small ones, everything under `/v1` is JSON for `pilotq`. Only the account that runs the master (and root) may
+enter.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-from aiohttp import web
 
 from pilotq.condor import actions
-from pilotq.condor.request import Reply, Request, raw, read_request, write_reply
+from pilotq.condor.request import Reply, Request, raw, read_fields, read_request, write_fields, write_reply
 from pilotq.condor.submit import Plan, Site, plan_submit, submitted
 from pilotq.core.turn import NewCluster
 from pilotq.errors import PilotqError, UnavailableError, UserError
+from pilotq.http import Answer, HttpError, HttpServer
+from pilotq.http import Request as HttpRequest
 from pilotq.model import Submission
 from pilotq.wire import PAYLOAD_BYTES_MAX
 
@@ -36,8 +38,12 @@ _VERBS = {"cancel": "cancel", "hold": "hold", "release": "release"}
 REQUEST_BYTES_MAX = 64 << 20
 #: A description and a delta must leave room in a payload.
 PACKED_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
+#: Longest wait for the end of clusters; who wants to wait on asks again.
+WAIT_S_MAX = 60.0
 #: Submissions with more deltas than this are packed outside the loop.
 SMALL = 200
+#: Plans remembered for a second, and the largest request of one.
+PLANS_MAX, PLAN_BYTES_MAX = 100, 16 << 10
 
 
 class Office(Protocol):
@@ -56,11 +62,15 @@ class Office(Protocol):
     def clusters(self, ids: list[int]) -> tuple[list[dict[str, Any]], list[int]]:
         """Of live clusters (all, without ids); ids of others."""
 
+    async def over(self, ids: list[int], wait_s: float) -> list[dict[str, Any]]:
+        """Of clusters that are over now, or within this time; all live ones, without ids."""
+
     def head_facts(self, whole: bool) -> dict[str, Any]:
         """What only the master knows and the query process needs; `whole`: with all workers."""
 
     def query(self, message: dict[str, Any]) -> AsyncIterator[bytes]: ...
     async def keep_file(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
+    async def keep_small_files(self, files: list[bytes]) -> list[tuple[str, int]]: ...
     def refusal(self) -> str:
         """Why nothing new is accepted at the moment; ""."""
 
@@ -107,29 +117,52 @@ def admit(submission: Submission, now: float) -> NewCluster:
     )
 
 
+class _Plans:
+    """Plans of this second: who submits the same again and again waits for the submit language only once.
+
+    A request says all that a plan is made of, but for the time in seconds; its key only matters to random macros.
+    """
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._known: dict[bytes, Plan] = {}
+
+    def find(self, request: Request, data: bytes, now: float) -> Plan | None:
+        if int(now) != self._second:
+            self._second = int(now)
+            self._known = {}
+        return self._known.get(_without_key(request, data))
+
+    def keep(self, request: Request, data: bytes, now: float, plan: Plan) -> None:
+        is_small = len(data) <= PLAN_BYTES_MAX and not any(one.deltas for one in plan.submissions)
+        if is_small and not plan.is_random and int(now) == self._second and len(self._known) < PLANS_MAX:
+            self._known[_without_key(request, data)] = plan
+
+
+def _without_key(request: Request, data: bytes) -> bytes:
+    return data.replace(write_fields([b"key", raw(request.key)]), b"", 1)
+
+
 class Api:
     """The handlers."""
 
     def __init__(self, office: Office) -> None:
         self.office = office
-        self._runner: web.AppRunner | None = None
+        self._plans = _Plans()
+        self._server = HttpServer(self.answer, lambda uid: uid in (0, os.geteuid()))
+        self._handlers: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[Answer]]] = {
+            ("POST", "/condor"): self.on_condor,
+            ("PUT", "/blob"): self.on_blob,
+            ("PUT", "/blobs"): self.on_blobs,
+            ("GET", "/v1/status"): self.on_status,
+            ("GET", "/v1/clusters"): self.on_clusters,
+            ("GET", "/v1/tasks"): self.on_tasks,
+            ("POST", "/v1/act"): self.on_act,
+            ("POST", "/v1/drain"): self.on_drain,
+            ("POST", "/v1/worker"): self.on_worker,
+        }
 
     async def start(self, path: Path) -> None:
-        app = web.Application(client_max_size=REQUEST_BYTES_MAX, middlewares=[_lines])
-        app.add_routes(
-            [
-                web.post("/condor", self.on_condor),
-                web.put("/blob", self.on_blob),
-                web.get("/v1/status", self.on_status),
-                web.get("/v1/clusters", self.on_clusters),
-                web.get("/v1/tasks", self.on_tasks),
-                web.post("/v1/act", self.on_act),
-                web.post("/v1/drain", self.on_drain),
-                web.post("/v1/worker", self.on_worker),
-            ]
-        )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-        await self._runner.setup()
         path.unlink(missing_ok=True)  # noqa: ASYNC240 (a local directory)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # A path may be longer than a socket address: bind relative to its directory.
@@ -141,34 +174,58 @@ class Api:
         finally:
             os.close(folder)
         listener.listen(1024)
-        await web.SockSite(self._runner, listener).start()
+        await self._server.start(listener)
 
     async def close(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._server.close()
+
+    async def answer(self, http: HttpRequest) -> Answer:
+        """One request; every error becomes one line.
+
+        Raises: what ends the connection.
+        """
+        handler = self._handlers.get((http.method, http.path))
+        if handler is None:
+            known = any(path == http.path for _, path in self._handlers)
+            return _line(405, "not a method for this") if known else _line(404, "there is no such thing here")
+        try:
+            return await handler(http)
+        except (HttpError, asyncio.IncompleteReadError, ConnectionResetError):
+            raise
+        except UnavailableError as error:
+            return _line(503, error.line())
+        except PilotqError as error:
+            return _line(400, error.line())
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            if http.path.startswith("/v1"):
+                return _line(400, f"not a request of the API: {error!r}")
+            log.exception("a request failed")
+        except Exception:
+            log.exception("a request failed")
+        return _line(500, "internal error of pilotq, see the master's log")
 
     # ---- shims
 
-    async def on_condor(self, http: web.Request) -> web.StreamResponse:
-        data = await http.read()
+    async def on_condor(self, http: HttpRequest) -> Answer:
+        data = await http.read(REQUEST_BYTES_MAX)
         request = read_request(data)
         if request.tool in QUERIES:
-            return await self._relay(http, request.tool, data)
+            return await self._relay(request.tool, data)
         if request.tool == "condor_submit":
-            reply = await self._submit(request)
+            reply = await self._submit(request, data)
         elif request.tool in ACTIONS:
             reply = await self._act(request)
         else:
             reply = Reply(err=f"{request.tool}: pilotq does not have this command yet\n", exit=1)
-        return web.Response(body=write_reply(reply))
+        return Answer(write_reply(reply))
 
-    async def _submit(self, request: Request) -> Reply:
+    async def _submit(self, request: Request, data: bytes) -> Reply:
         refusal = self.office.refusal()
         # Who did not get the answer that it was accepted must not be told that it was not.
         if refusal and not self.office.is_known(request.user, request.key):
             return Reply(err=f"\nERROR: {refusal}\n", exit=1)
         now = time.time()
-        planned = await self._plan(request, now)
+        planned = await self._plan(request, data, now)
         if isinstance(planned, Reply):
             return planned
         plan, clusters = planned
@@ -179,12 +236,13 @@ class Api:
             return Reply(err=f"\nERROR: {answer}\n", exit=1)
         return submitted(plan, answer)
 
-    async def _plan(self, request: Request, now: float) -> Reply | tuple[Plan, list[NewCluster]]:
+    async def _plan(self, request: Request, data: bytes, now: float) -> Reply | tuple[Plan, list[NewCluster]]:
         def work() -> Reply | tuple[Plan, list[NewCluster]]:
             try:
-                plan = plan_submit(request, now, self.office.site)
+                plan = self._plans.find(request, data, now) or plan_submit(request, now, self.office.site)
                 if isinstance(plan, Reply):
                     return plan
+                self._plans.keep(request, data, now, plan)
                 return plan, [admit(submission, now) for submission in plan.submissions]
             except UserError as error:
                 return Reply(err=f"\nERROR: {error.line()}\n", exit=1)
@@ -222,87 +280,83 @@ class Api:
             raise UserError(answer["error"], exit_code=answer.get("exit", 1))
         return answer
 
-    async def _relay(self, http: web.Request, tool: str, data: bytes) -> web.StreamResponse:
-        response = web.StreamResponse()
-        frames = self.office.query({"request": data, "facts": self.office.head_facts(tool == "condor_status")})
-        started = False
-        async for frame in frames:
-            if not started:
-                await response.prepare(http)
-                started = True
-            await response.write(frame)
-        if not started:
+    async def _relay(self, tool: str, data: bytes) -> Answer:
+        pieces = self.office.query({"request": data, "facts": self.office.head_facts(tool == "condor_status")})
+        first = await anext(pieces, None)
+        if first is None:
             raise UnavailableError("the query process gave no answer", "try again")
-        await response.write_eof()
-        return response
 
-    async def on_blob(self, http: web.Request) -> web.Response:
+        async def whole() -> AsyncIterator[bytes]:
+            yield first
+            async for piece in pieces:
+                yield piece
+
+        return Answer(whole())
+
+    async def on_blob(self, http: HttpRequest) -> Answer:
         refusal = self.office.refusal()
         if refusal:
             raise UnavailableError(refusal)
-        digest, size = await self.office.keep_file(http.content.iter_chunked(1 << 18))
-        return web.Response(text=f"{digest} {size}\n")
+        digest, size = await self.office.keep_file(http.pieces())
+        return Answer(f"{digest} {size}\n".encode(), kind="text/plain")
+
+    async def on_blobs(self, http: HttpRequest) -> Answer:
+        refusal = self.office.refusal()
+        if refusal:
+            raise UnavailableError(refusal)
+        kept = await self.office.keep_small_files(read_fields(await http.read(REQUEST_BYTES_MAX)))
+        return Answer(b"".join(b"%b %d\n" % (digest.encode(), size) for digest, size in kept), kind="text/plain")
 
     # ---- people
 
-    async def on_status(self, http: web.Request) -> web.Response:
-        return web.json_response(self.office.status())
+    async def on_status(self, http: HttpRequest) -> Answer:
+        return _json(self.office.status())
 
-    async def on_clusters(self, http: web.Request) -> web.Response:
+    async def on_clusters(self, http: HttpRequest) -> Answer:
+        """Clusters by id, or all live ones; with `wait_s` when all of them are over, or after that time."""
         ids = [int(word) for word in http.query.get("ids", "").split(",") if word.isdigit()]
-        live, missing = self.office.clusters(ids)
-        return web.json_response(live + (await self.ask({"clusters": missing}) if missing else []))
+        wait_s = min(float(http.query.get("wait_s", "0")), WAIT_S_MAX)
+        found = await self.office.over(ids, wait_s) if wait_s > 0 else []
+        known = {view["cluster"] for view in found}
+        rest = [number for number in ids if number not in known]
+        if rest or not ids:
+            live, missing = self.office.clusters(rest)
+            found += [view for view in live if view["cluster"] not in known]
+            found += await self.ask({"clusters": missing}) if missing else []
+        return _json(found)
 
-    async def on_tasks(self, http: web.Request) -> web.Response:
-        return web.json_response(await self.ask({"tasks": dict(http.query)}))
+    async def on_tasks(self, http: HttpRequest) -> Answer:
+        return _json(await self.ask({"tasks": dict(http.query)}))
 
-    async def on_act(self, http: web.Request) -> web.Response:
-        body = await http.json()
+    async def on_act(self, http: HttpRequest) -> Answer:
+        body = await _body(http)
         wanted = body["selection"]
         selection = [(int(item["cluster"]), int(item.get("proc", -1))) for item in wanted if not item.get("all")]
         results: list[Any] = []
         if wanted:
             reason = str(body.get("reason", "")) or f"via pilotq {body['verb']}"
             results = await self.office.act(_VERBS[body["verb"]], selection, reason)
-        return web.json_response({"results": [[f"{c}.{p}", result] for c, p, result in results]})
+        return _json({"results": [[f"{c}.{p}", result] for c, p, result in results]})
 
-    async def on_drain(self, http: web.Request) -> web.Response:
-        self.office.drain(bool((await http.json()).get("on", True)))
-        return web.json_response({"ok": True})
+    async def on_drain(self, http: HttpRequest) -> Answer:
+        self.office.drain(bool((await _body(http)).get("on", True)))
+        return _json({"ok": True})
 
-    async def on_worker(self, http: web.Request) -> web.Response:
-        body = await http.json()
+    async def on_worker(self, http: HttpRequest) -> Answer:
+        body = await _body(http)
         known = await self.office.worker_verb(str(body["worker"]), str(body["verb"]))
         if not known:
-            return web.json_response({"error": f"no worker {body['worker']}"}, status=404)
-        return web.json_response({"ok": True})
+            return _json({"error": f"no worker {body['worker']}"}, 404)
+        return _json({"ok": True})
 
 
-@web.middleware
-async def _lines(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Let in whom we know; turn every error into one line."""
-    transport_socket = request.transport.get_extra_info("socket") if request.transport else None
-    if transport_socket is not None:
-        _, uid, _ = struct.unpack("3i", transport_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in (0, os.geteuid()):
-            return web.Response(status=403, text="this pool belongs to another account; ask its owner\n")
-    try:
-        return await handler(request)
-    except web.HTTPException:
-        raise
-    except UnavailableError as error:
-        return web.Response(status=503, body=raw(error.line() + "\n"))
-    except PilotqError as error:
-        return web.Response(status=400, body=raw(error.line() + "\n"))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        if request.path.startswith("/v1"):
-            return web.Response(status=400, text=f"not a request of the API: {error!r}\n")
-        log.exception("a request failed")
-        return web.Response(status=500, text="internal error of pilotq, see the master's log\n")
-    except (ConnectionResetError, asyncio.CancelledError):
-        raise
-    except Exception:
-        log.exception("a request failed")
-        return web.Response(status=500, text="internal error of pilotq, see the master's log\n")
+def _line(status: int, text: str) -> Answer:
+    return Answer(raw(text + "\n"), status, "text/plain; charset=utf-8")
+
+
+def _json(value: Any, status: int = 200) -> Answer:
+    return Answer(json.dumps(value).encode(), status, "application/json; charset=utf-8")
+
+
+async def _body(http: HttpRequest) -> Any:
+    return json.loads(await http.read(REQUEST_BYTES_MAX))

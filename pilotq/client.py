@@ -15,11 +15,12 @@ _HINTS = {404: 3, 403: 5, 409: 7, 503: 5}
 
 
 class Client:
-    """The master of one PILOTQ_HOME; every call is a connection of its own."""
+    """The master of one PILOTQ_HOME; calls follow each other on one connection. Not for several threads."""
 
     def __init__(self, home: str, timeout_s: float = 30.0) -> None:
         self.home = home
         self.timeout_s = timeout_s
+        self._kept: socket.socket | None = None
 
     def get(self, path: str) -> Any:
         """Raises: UnavailableError when nobody answers, UserError when it was refused, PeerError."""
@@ -86,20 +87,67 @@ class Client:
             f"no answer from the master of {self.home} ({said})", "start it with `pilotq up`, or see `pilotq doctor`"
         )
 
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def _connection(self) -> socket.socket:
+        """The connection of the last call when the master has not closed it, else another."""
+        kept = self._kept
+        if kept is None:
+            return self._connect()
+        kept.settimeout(0)
+        try:
+            kept.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            kept.settimeout(self.timeout_s)
+            return kept
+        except OSError:
+            pass
+        self.close()
+        return self._connect()
+
     def _call(self, method: str, path: str, body: bytes) -> Any:
         head = (
-            f"{method} {path} HTTP/1.0\r\nHost: pilotq\r\nAccept: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: pilotq\r\nAccept: application/json\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        parts = []
-        with self._connect() as peer:
-            try:
-                peer.sendall(head.encode() + body)
-                while part := peer.recv(1 << 18):
-                    parts.append(part)
-            except OSError as error:
-                raise self._nobody(error) from None
-        return _read_answer(method, path, b"".join(parts))
+        peer = self._connection()
+        self._kept = None
+        try:
+            peer.sendall(head.encode() + body)
+            data, is_kept = _receive(peer)
+        except OSError as error:
+            peer.close()
+            raise self._nobody(error) from None
+        if is_kept:
+            self._kept = peer
+        else:
+            peer.close()
+        return _read_answer(method, path, data)
+
+
+def _receive(peer: socket.socket) -> tuple[bytes, bool]:
+    """A whole answer, or what came of it; may the connection be used again?"""
+    data, wanted = bytearray(), -1
+    while True:
+        part = peer.recv(1 << 18)
+        data += part
+        if not part:
+            return bytes(data), False
+        if wanted < 0:
+            head, found, _ = data.partition(b"\r\n\r\n")
+            if not found:
+                continue
+            lines = head.lower().split(b"\r\n")
+            sizes = [int(line[15:]) for line in lines if line.startswith(b"content-length:")]
+            wanted = len(head) + 4 + sizes[0] if sizes else 1 << 62
+        if len(data) >= wanted:
+            return bytes(data), b"connection: close" not in lines
 
 
 def _read_answer(method: str, path: str, data: bytes) -> Any:

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from pilotq.core.turn import Core, Now, Turn
@@ -34,6 +38,8 @@ log = logging.getLogger(__name__)
 EVENTS_PER_TURN = 500
 #: The watchdog is fed at least this often, from a turn.
 IDLE_TURN_S = 5.0
+#: How often the lag of the loop is measured.
+PROBE_S = 0.1
 
 
 #: Commits records and returns what the actions need from the store; runs in the store's thread.
@@ -42,6 +48,72 @@ Commit = Callable[[list[Any], list[Any]], Any]
 
 def read_clocks() -> Now:
     return Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
+class Peak:
+    """The largest value of the last 10 to 20 seconds."""
+
+    WINDOW_S = 10.0
+
+    def __init__(self) -> None:
+        self._now = self._before = self._began_at = 0.0
+
+    def note(self, value: float, boot: float) -> None:
+        if boot - self._began_at >= self.WINDOW_S:
+            self._before = self._now if boot - self._began_at < 2 * self.WINDOW_S else 0.0
+            self._now, self._began_at = 0.0, boot
+        self._now = max(self._now, value)
+
+    def read(self, boot: float) -> float:
+        self.note(0.0, boot)
+        return max(self._now, self._before)
+
+
+class StoreThread:
+    """One thread, one thing after the other; a third of the price of an executor, which counts at one commit a task."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._thread.start()
+
+    def start(
+        self, on_done: Callable[[Any, Exception | None], None], function: Callable[..., Any], *arguments: Any
+    ) -> None:
+        """Run a function in the thread, and then `on_done(value, error)` in the loop."""
+
+        def job() -> None:
+            value, failure = None, None
+            try:
+                value = function(*arguments)
+            except Exception as error:
+                failure = error
+            self._loop.call_soon_threadsafe(on_done, value, failure)
+
+        self._jobs.put(job)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """The same for who waits in another way."""
+        future: Future[Any] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._jobs.put(job)
+        return future
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def close(self) -> None:
+        """Returns when all is done."""
+        self._jobs.put(None)
+        self._thread.join()
 
 
 class Engine:
@@ -62,14 +134,20 @@ class Engine:
         self.failed: asyncio.Future[None] = self.loop.create_future()
         self._perform, self._tick, self._commit, self._reads, self._on_turn = perform, tick, commit, reads, on_turn
         self._inbox: deque[Any] = deque()
-        self._waiting: list[Turn] = []
+        #: Of turns that were not committed yet.
+        self._records: list[Any] = []
+        self._actions: list[Any] = []
         self._committing = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-        self._thread = ThreadPoolExecutor(1, "store") if commit else None
+        self._timer_at = 0.0
+        self._thread = StoreThread(self.loop) if commit else None
         self.commits = 0
-        #: Longest turn since it was last asked for, seconds.
-        self.longest_turn_s = 0.0
+        #: How long turns took, and how late a timer came, seconds.
+        self.turn_s, self.lag_s = Peak(), Peak()
+        self._probe_at = 0.0
+        if commit is not None:
+            self._probe()
 
     def put(self, event: Any) -> None:
         """Give the core an event in the next turn."""
@@ -87,19 +165,27 @@ class Engine:
             return
         now = read_clocks()
         try:
-            for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
-                self.core.react(self._inbox.popleft(), now)
-            self._waiting.append(self.core.settle(now))
+            inbox, react = self._inbox, self.core.react
+            if inbox:
+                for _ in range(min(len(inbox), EVENTS_PER_TURN)):
+                    react(inbox.popleft(), now)
+                self._take(self.core.settle(now))
             self._pump(now)
         except Exception as error:
             self._fail(error)
             return
         if self._inbox:
             self._schedule()
-        self._arm(now)
+        self._arm(now.boot)
         if self._on_turn is not None:
             self._on_turn()
-        self.longest_turn_s = max(self.longest_turn_s, time.clock_gettime(time.CLOCK_BOOTTIME) - now.boot)
+        self.turn_s.note(time.clock_gettime(time.CLOCK_BOOTTIME) - now.boot, now.boot)
+
+    def _take(self, turn: Turn) -> None:
+        if turn.records:
+            self._records += turn.records
+        if turn.actions:
+            self._actions += turn.actions
 
     def _pump(self, now: Now) -> None:
         """Commit what waits, unless a commit is in flight; without records there is nothing to wait for.
@@ -111,60 +197,78 @@ class Engine:
             return
         wakeup = self.core.next_wakeup()
         if wakeup is not None and wakeup <= now.boot:
-            self._waiting.append(self.core.handle(self._tick, now))
-        if not self._waiting:
+            self._take(self.core.handle(self._tick, now))
+        records, actions = self._records, self._actions
+        if not records and not actions:
             return
-        turns, self._waiting = self._waiting, []
-        records = [record for turn in turns for record in turn.records]
-        actions = [action for turn in turns for action in turn.actions]
+        self._records, self._actions = [], []
         is_quick = not records and not any(isinstance(action, self._reads) for action in actions)
         if self._commit is None or self._thread is None or is_quick:
             self._perform(actions, None)
             return
         self._committing = True
         self.commits += 1 if records else 0
-        future = self.loop.run_in_executor(self._thread, self._commit, records, actions)
-        future.add_done_callback(lambda done: self._committed(done, actions))
+        self._thread.start(functools.partial(self._committed, actions), self._commit, records, actions)
 
-    def _committed(self, done: asyncio.Future[Any], actions: list[Any]) -> None:
+    def _committed(self, actions: list[Any], found: Any, failure: Exception | None) -> None:
         self._committing = False
         if self.failed.done():
             return
         try:
-            self._perform(actions, done.result())
+            if failure is not None:
+                raise failure
+            self._perform(actions, found)
             now = read_clocks()
             self._pump(now)
         except Exception as error:
             self._fail(error)
             return
-        self._arm(now)
+        self._arm(now.boot)
 
     def _fail(self, error: Exception) -> None:
         if not self.failed.done():
             self.failed.set_exception(error)
 
-    def _arm(self, now: Now) -> None:
+    def _arm(self, boot: float) -> None:
+        """See that a turn comes when the core wants one. A timer that comes too early is cheaper than a new one."""
         wakeup = None if self._committing else self.core.next_wakeup()
-        delay = IDLE_TURN_S if wakeup is None else min(max(wakeup - now.boot, 0.0), IDLE_TURN_S)
+        at = boot + IDLE_TURN_S if wakeup is None else min(max(wakeup, boot), boot + IDLE_TURN_S)
         if self._timer is not None:
+            if self._timer_at <= at:
+                return
             self._timer.cancel()
-        self._timer = self.loop.call_later(delay, self._schedule)
+        self._timer_at = at
+        # The loop counts whole milliseconds: rounded down, it would turn idly until the time has come.
+        self._timer = self.loop.call_later(math.ceil((at - boot) * 1000) / 1000, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._schedule()
+
+    def _probe(self) -> None:
+        """Measure how late the loop comes to what is due."""
+        boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if self._probe_at:
+            self.lag_s.note(boot - self._probe_at, boot)
+        self._probe_at = boot + PROBE_S
+        self._probe_timer = self.loop.call_later(PROBE_S, self._probe)
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run something in the store's thread, between two commits."""
         assert self._thread is not None
-        return await self.loop.run_in_executor(self._thread, function, *arguments)
+        return await asyncio.wrap_future(self._thread.call(function, *arguments))
 
     def blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The same from within a reaction of the core: the loop waits. For what is asked once and then cached."""
         assert self._thread is not None
-        return self._thread.submit(function, *arguments).result()
+        return self._thread.call(function, *arguments).result()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._thread is not None:
-            self._thread.shutdown(wait=True)
+            self._probe_timer.cancel()
+            self._thread.close()
 
 
 class LogFormatter(logging.Formatter):

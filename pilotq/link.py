@@ -1,7 +1,8 @@
 """ZeroMQ sockets in the event loop: batches of (session, payload) pairs, CURVE on all of them.
 
 A socket is drained when its descriptor says so, and looked at again after every send: the descriptor of a ZeroMQ
-socket is edge-triggered. Messages of one turn to one peer leave as one multipart message.
+socket is edge-triggered. What one turn sends to one peer leaves as one message of one frame (`wire.join`): every frame
+costs both sides far more than the bytes in it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import zmq
 import zmq.utils.monitor
 
 from pilotq import keys, wire
-from pilotq.errors import InternalError, UserError
+from pilotq.errors import InternalError, PeerError, UserError
 
 Socket = Any
 #: Messages read in a row before others get a turn.
 READ_MAX = 200
 #: Multipart messages that may wait for one peer; credits keep the real number far below.
 QUEUE_MAX = 50_000
+# Plain numbers: pyzmq converts enums anew each time.
+_EVENTS, _POLLIN, _NOBLOCK, _SNDMORE = (int(one) for one in (zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK, zmq.SNDMORE))
 
 
 def new_socket(context: Any, kind: int) -> Socket:
@@ -50,9 +53,12 @@ class _Link:
         self.loop.add_reader(self.socket.getsockopt(zmq.FD), self._readable)
         self._readable()
 
+    def _has_more(self) -> bool:
+        return not self.closed and bool(self.socket.get(_EVENTS) & _POLLIN)
+
     def _readable(self) -> None:
         for _ in range(READ_MAX):
-            if self.closed or not self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not self._has_more():
                 return
             try:
                 self._read()
@@ -63,7 +69,7 @@ class _Link:
         self._look_again()
 
     def _look_again(self) -> None:
-        if not self._reading and not self.closed:
+        if not self._reading and self._has_more():
             self._reading = True
             self.loop.call_soon(self._again)
 
@@ -85,8 +91,8 @@ class _Link:
 class Listener(_Link):
     """A CURVE server: the master's or a foreman's side.
 
-    `on_batch(peer, user, frames)` gets what came: user is "role:name" of the connection's key, frames alternate session
-    and payload. `on_lost(peer)` tells that a peer cannot be sent to any more.
+    `on_batch(peer, user, parts)` gets what came: user is "role:name" of the connection's key, parts are session and
+    payload in turn. `on_lost(peer)` tells that a peer cannot be sent to any more.
     """
 
     def __init__(
@@ -124,43 +130,47 @@ class Listener(_Link):
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return int(endpoint.rsplit(":", 1)[1])
 
-    def send(self, peer: bytes, session: bytes, payload: bytes) -> None:
-        """Queue a payload until `flush`."""
+    def send(self, peer: bytes, *parts: bytes) -> None:
+        """Queue payloads, each after its session, until `flush`."""
         waiting = self._out.get(peer)
         if waiting is None:
             waiting = self._out[peer] = []
-        waiting += (session, payload)
+        waiting += parts
 
     def flush(self) -> None:
         if not self._out or self.closed:
             return
         out, self._out = self._out, {}
-        for peer, frames in out.items():
-            for start in range(0, len(frames), wire.BATCH_FRAMES_MAX):
-                try:
-                    self.socket.send_multipart([peer, *frames[start : start + wire.BATCH_FRAMES_MAX]], zmq.NOBLOCK)
-                except zmq.ZMQError:
-                    # Not connected any more, or so far behind that it broke its credit: its session is over.
-                    self._on_lost(peer)
-                    break
+        for peer, parts in out.items():
+            try:
+                for message in wire.join(parts):
+                    self.socket.send(peer, _NOBLOCK | _SNDMORE)
+                    self.socket.send(message, _NOBLOCK)
+            except zmq.ZMQError:
+                # Not connected any more, or so far behind that it broke its credit: its session is over.
+                self._on_lost(peer)
         self._look_again()
 
     def _read(self) -> None:
-        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-        if len(frames) < 3 or len(frames) % 2 == 0 or len(frames) > wire.BATCH_FRAMES_MAX + 1:
+        recv = self.socket.recv
+        peer = recv(_NOBLOCK)
+        frame = recv(_NOBLOCK, copy=False)
+        if frame.more:
+            while self.socket.getsockopt(zmq.RCVMORE):
+                recv(_NOBLOCK)
             return
         try:
-            user = frames[-1].get("User-Id")
-        except zmq.ZMQError:
+            user, parts = frame.get("User-Id"), wire.split(frame.buffer)
+        except (zmq.ZMQError, PeerError):
             return
-        peer, *rest = [frame.bytes for frame in frames]
-        self._on_batch(peer, str(user), rest)
+        self._on_batch(peer, str(user), parts)
 
 
 class Dialer(_Link):
     """A CURVE client: a worker's or foreman's side towards the one above.
 
-    `on_batch(frames)` gets what came, `on_lost()` is called when the connection breaks or our key is refused.
+    `on_batch(parts)` gets what came, session and payload in turn; `on_lost()` is called when the connection breaks or
+    our key is refused.
     """
 
     def __init__(
@@ -192,26 +202,27 @@ class Dialer(_Link):
             zmq.utils.monitor.recv_monitor_message(self._monitor)
             self._on_lost()
 
-    def send(self, session: bytes, payload: bytes) -> None:
-        """Queue a payload until `flush`."""
-        self._out += (session, payload)
+    def send(self, *parts: bytes) -> None:
+        """Queue payloads, each after its session, until `flush`."""
+        self._out += parts
 
     def flush(self) -> None:
         if not self._out or self.closed:
             return
         out, self._out = self._out, []
-        for start in range(0, len(out), wire.BATCH_FRAMES_MAX):
-            try:
-                self.socket.send_multipart(out[start : start + wire.BATCH_FRAMES_MAX], zmq.NOBLOCK)
-            except zmq.ZMQError:
-                self._on_lost()
-                break
+        try:
+            for message in wire.join(out):
+                self.socket.send(message, _NOBLOCK)
+        except zmq.ZMQError:
+            self._on_lost()
         self._look_again()
 
     def _read(self) -> None:
-        frames = self.socket.recv_multipart(zmq.NOBLOCK)
-        if len(frames) % 2 == 0:
-            self._on_batch(frames)
+        try:
+            parts = wire.split(self.socket.recv(_NOBLOCK))
+        except PeerError:
+            return
+        self._on_batch(parts)
 
     def close(self) -> None:
         if not self.closed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 
 def start_ticks(pid: int) -> int:
     """Start time of a process in clock ticks since boot; with the pid it names a process for good.
@@ -16,3 +18,12 @@ def start_ticks(pid: int) -> int:
     except OSError:
         return 0
     return 0 if words[0] in (b"Z", b"X") else int(words[19])
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far, all its threads included, in seconds.
+
+    Raises: OSError when there is none.
+    Source: clock_getcpuclockid(3), as glibc makes the number of the clock.
+    """
+    return time.clock_gettime((~pid << 3) | 2)

@@ -1,8 +1,8 @@
 """Every message between master, foreman and worker.
 
-A ZeroMQ message is a batch: frames in pairs (session, payload). On a link that a worker opened the session frame is
-empty; a foreman puts the session it gave to the worker there, and passes payloads of workers on without opening them.
-A payload is one msgpack array: the tag, then the fields in order.
+A ZeroMQ message is one frame, a batch: a msgpack array of byte strings, session and payload in turn. On a link that a
+worker opened the session is empty; a foreman puts the session it gave to the worker there, and passes payloads of
+workers on without opening them. A payload is one msgpack array: the tag, then the fields in order.
 
 Only durations cross the wire, never moments: no clock of another host is ever compared. An attempt is named by
 (cluster, proc, attempt) everywhere; the attempt number is the fence.
@@ -10,7 +10,7 @@ Only durations cross the wire, never moments: no clock of another host is ever c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import msgspec
@@ -22,7 +22,9 @@ from pilotq.model import Ended, Resources
 PROTOCOL = 1
 #: Bounds on one payload and on one batch; checked before anything is unpacked.
 PAYLOAD_BYTES_MAX = 4 << 20
-BATCH_FRAMES_MAX = 2000
+BATCH_PARTS_MAX = 20_000
+#: A batch of several payloads is not larger than this.
+BATCH_BYTES_MAX = 1 << 20
 #: Bytes of a file that one message carries.
 CHUNK_BYTES = 256 << 10
 #: Instead of the size of a file: nobody has it any more; it cannot be had now, as a disk on the way is full.
@@ -190,6 +192,8 @@ class Assign(_Message, frozen=True):
     attempts: list[int]
     #: Empty, or one packed delta per proc.
     deltas: list[bytes] = []
+    #: Small files that the deltas name, by digest.
+    inline: dict[str, bytes] = {}
 
 
 class Renew(_Message, frozen=True):
@@ -309,6 +313,39 @@ def unpack(payload: bytes) -> Message:
         return _decoder.decode(payload)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise PeerError(f"not a message: {error}") from None
+
+
+_Parts = Annotated[list[Annotated[bytes, Meta(max_length=PAYLOAD_BYTES_MAX)]], Meta(max_length=BATCH_PARTS_MAX)]
+_parts_decoder: msgspec.msgpack.Decoder[list[bytes]] = msgspec.msgpack.Decoder(_Parts)
+
+
+def join(parts: list[bytes]) -> Iterator[bytes]:
+    """The messages that carry these parts, session and payload in turn: one, unless they are many or large."""
+    if len(parts) <= BATCH_PARTS_MAX and sum(map(len, parts)) <= BATCH_BYTES_MAX:
+        yield _encoder.encode(parts)
+        return
+    start = size = 0
+    for at in range(0, len(parts), 2):
+        more = len(parts[at]) + len(parts[at + 1])
+        if at > start and (size + more > BATCH_BYTES_MAX or at - start >= BATCH_PARTS_MAX):
+            yield _encoder.encode(parts[start:at])
+            start, size = at, 0
+        size += more
+    yield _encoder.encode(parts[start:])
+
+
+def split(message: bytes | memoryview) -> list[bytes]:
+    """The parts of a message, session and payload in turn.
+
+    Raises: PeerError when it is not a batch, or something in it is too large.
+    """
+    try:
+        parts = _parts_decoder.decode(message)
+    except msgspec.MsgspecError as error:
+        raise PeerError(f"not a batch: {error}") from None
+    if len(parts) % 2:
+        raise PeerError("not a batch: a session without a payload")
+    return parts
 
 
 def checksum(token: Token) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pilotq import __version__
 from pilotq.errors import PilotqError, UserError
+from pilotq.units import parse_duration
 
 INTERRUPTED = 130
 EXAMPLES = """\
@@ -39,6 +40,18 @@ def _count(text: str) -> int:
 def _slots(text: str) -> int:
     if _count(text) == 0:
         raise argparse.ArgumentTypeError("a worker has 1 slot or more")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 999999999")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _number(text) == 0:
+        raise argparse.ArgumentTypeError("0 is too few, it must be 1 or more")
     return int(text)
 
 
@@ -89,7 +102,25 @@ COMMANDS: dict[str, Command] = {
         (_argument("--defaults", action="store_true", help="a pilotq.toml with all settings"), _JSON),
     ),
     "doctor": Command("look for what could go wrong here", "doctor:main", (_JSON,)),
+    "bench": Command(
+        "measure master and foremen of a temporary pool, with workers that start no process",
+        "bench:main",
+        (
+            _argument("--tasks", type=_positive, metavar="N", help="tasks to run (default: 200000)"),
+            _argument("--workers", type=_positive, default=50, metavar="N", help="simulated workers (default: 50)"),
+            _argument("--slots", type=_positive, default=8, metavar="N", help="slots of each (default: 8)"),
+            _argument("--ahead", type=_count, metavar="N", help="tasks each takes beyond its slots (as a real one)"),
+            _argument("--foremen", type=_count, default=2, metavar="N", help="foremen; 0: workers at the master (2)"),
+            _argument("--task-s", type=parse_duration, default=0.0, metavar="T", help="how long a task takes (0)"),
+            _argument("--queued", type=_number, default=0, metavar="N", help="idle tasks besides, that fit nowhere"),
+            _argument("--fill", action="store_true", help="measure how fast all slots are filled, then watch"),
+            _argument("--watch", type=parse_duration, default=30.0, metavar="T", help="with --fill: how long (30)"),
+            _argument("--dir", metavar="DIR", help="local directory for the temporary home, so for the queue"),
+            _JSON,
+        ),
+    ),
     "site": Command("", "site:main"),
+    "simulated": Command("", "bench:simulated"),
 }
 
 

@@ -56,6 +56,7 @@ class Pool:
         environ: Mapping[str, str],
         *,
         dies_with_us: bool = False,
+        has_worker: bool = True,
         chosen: Mapping[str, str] | None = None,
         earlier: Iterable[Process] = (),
     ) -> None:
@@ -65,6 +66,7 @@ class Pool:
         self.environ = {**environ, "PILOTQ_HOME": settings.home}
         self.client = Client(settings.home)
         self._dies_with_us = dies_with_us
+        self._has_worker = has_worker
         self._chosen = self.overrides if chosen is None else chosen
         self._earlier = list(earlier)
         self._children: dict[int, tuple[subprocess.Popen[bytes], str, str]] = {}
@@ -84,7 +86,7 @@ class Pool:
             for index, port in enumerate(self.settings.foreman_ports()):
                 if port not in running:
                     self._start("foreman", f"foreman-{port}", {"foreman.index": str(index)})
-            if not self._alive("worker"):
+            if self._has_worker and not self._alive("worker"):
                 self._start("worker", "worker", {})
             self._wait(end, "foremen and worker", self._are_all_connected)
         except BaseException:
@@ -150,14 +152,7 @@ class Pool:
         pause = 0.02
         tell_at = time.monotonic() + SILENT_S
         while not is_ready():
-            for child, name, _ in self._children.values():
-                if child.poll() is not None:
-                    log = self._log(name)
-                    raise UnavailableError(
-                        last_line(log).removeprefix("pilotq: ") or f"{name} ended with {child.returncode}",
-                        f"its log is {log}",
-                        exit_code=1,
-                    )
+            self.check_children()
             if time.monotonic() > end:
                 raise UnavailableError(
                     f"{what} not ready within {READY_S:.0f} s", f"look into {self.settings.state_dir}/logs", exit_code=1
@@ -167,6 +162,17 @@ class Pool:
                 _say(f"waiting for {what}, {READY_S:.0f} s at most; logs are in {self.settings.state_dir}/logs")
             time.sleep(pause)
             pause = min(pause * 1.3, 0.25)
+
+    def check_children(self) -> None:
+        """Raises: UnavailableError with the last words of a process of ours that ended."""
+        for child, name, _ in self._children.values():
+            if child.poll() is not None:
+                log = self._log(name)
+                raise UnavailableError(
+                    last_line(log).removeprefix("pilotq: ") or f"{name} ended with {child.returncode}",
+                    f"its log is {log}",
+                    exit_code=1,
+                )
 
     def _status(self) -> dict[str, Any]:
         try:
@@ -206,7 +212,7 @@ def up(options: argparse.Namespace) -> int:
         earlier = [to_process(one) for one in before.get("started", [])]
         pool = Pool(settings, overrides, os.environ, chosen=chosen, earlier=earlier)
         try:
-            with _interruptible():
+            with interruptible(signal.SIGTERM, signal.SIGHUP):
                 started = pool.start_missing()
         except Interrupted as interrupt:
             pool.remember(before.get("chosen", {}))
@@ -253,9 +259,9 @@ def _refuse_other_host(settings: Settings) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP come as `Interrupted`, once; those that were ignored stay ignored."""
-    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+def interruptible(*signals: signal.Signals) -> Iterator[None]:
+    """These come as `Interrupted`, once; those that were ignored stay ignored."""
+    numbers = [one for one in signals if signal.getsignal(one) != signal.SIG_IGN]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for one in numbers:

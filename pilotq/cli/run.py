@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import random
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,15 +18,16 @@ from types import FrameType
 from typing import Any
 
 from pilotq import units
-from pilotq.cli.context import ROOT, SHIMS, is_on_network, make_directories, read_settings
+from pilotq.cli.context import ROOT, SHIMS, make_directories, read_settings
 from pilotq.cli.pool import Interrupted, Pool, choices
 from pilotq.cli.progress import Counts, ended, is_over, new_progress
+from pilotq.cli.temporary import find_local_directory, keep_logs, of_its_own
 from pilotq.client import Client
 from pilotq.errors import PilotqError, UnavailableError, UserError
 
-#: Below the range that the kernel takes for outgoing connections.
-PORTS = range(20000, 32000)
 REPAIRS_MAX = 5
+#: Progress is looked at so often.
+REFRESH_S = 0.3
 #: How long a cancelled pool may take to write the last user logs.
 CANCEL_S = 20.0
 SHOWN_MAX = 5
@@ -41,10 +40,10 @@ def main(options: argparse.Namespace) -> int:
     for path in options.files:
         _check_readable(path)
     settings = read_settings(options.overrides)
-    parent = _find_local_directory()
+    parent = find_local_directory()
     home = tempfile.mkdtemp(prefix="pilotq-", dir=parent)
     overrides = {
-        **_of_its_own(home, options.foremen if options.foremen is not None else settings.foreman_count),
+        **of_its_own(home, options.foremen if options.foremen is not None else settings.foreman_count),
         **({} if "worker.idle_timeout_s" in settings.given else {"worker.idle_timeout_s": "0"}),
         **options.overrides,
         **choices(options),
@@ -53,55 +52,6 @@ def main(options: argparse.Namespace) -> int:
     make_directories(settings)
     pool = Pool(settings, overrides, os.environ, dies_with_us=not options.keep)
     return Run(pool, options.files, options.keep).run()
-
-
-def _of_its_own(home: str, foremen: int) -> dict[str, str]:
-    """Settings that keep this pool apart from everything else on the machine."""
-    master, first = _find_ports(foremen)
-    return {
-        "home": home,
-        "state_dir": home,
-        "master.bind": "127.0.0.1",
-        "master.host": "127.0.0.1",
-        "master.port": str(master),
-        "foreman.bind": "127.0.0.1",
-        "foreman.hosts": "127.0.0.1",
-        "foreman.base_port": str(first),
-        "foreman.token": f"{home}/foreman.token",
-        "worker.token": f"{home}/worker.token",
-        "worker.workdir": f"{home}/work",
-        "worker.drain_file": f"{home}/drain-worker",
-        "worker.single_task": "0",
-        "catalog.host": "",
-    }
-
-
-def _find_ports(foremen: int) -> tuple[int, int]:
-    """A free loopback port for the master, and the first of enough free ones in a row."""
-    for _ in range(100):
-        first = random.choice(PORTS)
-        sockets: list[socket.socket] = []
-        try:
-            for port in range(first, first + foremen + 1):
-                one = socket.socket()
-                sockets.append(one)
-                one.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        else:
-            return first, first + 1
-        finally:
-            for one in sockets:
-                one.close()
-    raise UnavailableError(f"no {foremen + 1} free ports in a row on 127.0.0.1", "ask for fewer with --foremen")
-
-
-def _find_local_directory() -> str:
-    """Where temporary files go, unless that is on a network."""
-    for path in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        if os.access(path, os.W_OK | os.X_OK) and not is_on_network(path):
-            return path
-    raise UnavailableError("there is no local directory for temporary files", "set TMPDIR to one")
 
 
 def _check_readable(path: str) -> None:
@@ -151,7 +101,7 @@ class Run:
             self._sum_up_interrupted(began)
             code = interrupt.exit_code
         except UnavailableError as error:
-            raise UnavailableError(str(error), f"the logs are in {self._keep_logs()}", exit_code=1) from None
+            raise UnavailableError(str(error), f"the logs are in {keep_logs(self.home)}", exit_code=1) from None
         finally:
             self._is_leaving = True
             if not remains:
@@ -198,18 +148,17 @@ class Run:
     def _wait(self) -> list[Counts]:
         """The clusters when nothing is left of them but held tasks."""
         progress = new_progress()
-        pause = 0.02
         try:
             while True:
-                clusters = self._ask()
-                if clusters is not None:
+                clusters = self._ask(REFRESH_S)
+                if clusters is None:
+                    time.sleep(REFRESH_S)
+                else:
                     progress.show(clusters)
                     if all(is_over(cluster) for cluster in clusters):
                         self._settle(10.0)
-                        return clusters
+                        return self._ask() or clusters
                     self._tell_if_stuck(clusters)
-                time.sleep(pause)
-                pause = min(pause * 1.2, 0.3)
         finally:
             progress.close()
 
@@ -232,15 +181,16 @@ class Run:
             command = f"PILOTQ_HOME={shlex.quote(self.home)} {shlex.quote(SHIMS)}/condor_q -better-analyze {waiting[0]}"
             self._say(f"tasks wait though slots are free; perhaps no worker is large enough. Ask: {command}")
 
-    def _ask(self) -> list[Counts] | None:
-        """The clusters; None while the master does not answer but may come back."""
+    def _ask(self, wait_s: float = 0) -> list[Counts] | None:
+        """The clusters, once they are over or after a while; None while the master does not answer but may again."""
         for words in [] if self._is_leaving else self.pool.repair():
             self._say(f"{words}; started again")
             self._repairs += 1
             if self._repairs > REPAIRS_MAX:
                 raise UnavailableError("the pool does not stay alive", f"look into {self.home}/logs", exit_code=1)
         try:
-            return list(self.client.get("/v1/clusters?ids=" + ",".join(map(str, self.clusters))))
+            ids = ",".join(map(str, self.clusters))
+            return list(self.client.get(f"/v1/clusters?ids={ids}&wait_s={wait_s}"))
         except UnavailableError:
             return None
 
@@ -299,11 +249,6 @@ class Run:
             print(f"  {row['task']} {state}: {' '.join(word for word in words if word)}")
         if count > SHOWN_MAX:
             print(f"  and {count - SHOWN_MAX:,} more")
-
-    def _keep_logs(self) -> str:
-        kept = tempfile.mkdtemp(prefix="pilotq-logs-", dir=os.path.dirname(self.home))
-        shutil.copytree(f"{self.home}/logs", kept, dirs_exist_ok=True)
-        return kept
 
     def _take_down(self) -> None:
         self.pool.stop_all()

@@ -59,9 +59,7 @@ DEFAULTS = {
 _QUOTED = {"log": "UserLog", "batch_name": "JobBatchName", "iwd": "Iwd"}
 _FIELDS = ("ad", "policies", "priority", "hold_reason", *_QUOTED)
 
-_decode_facts = msgspec.msgpack.Decoder(Facts)
 _decode_body = msgspec.msgpack.Decoder(ClusterBody)
-_NEW = Facts()
 
 
 def body_of(packed: bytes, delta: bytes = b"") -> ClusterBody:
@@ -75,17 +73,6 @@ def body_of(packed: bytes, delta: bytes = b"") -> ClusterBody:
     if "ad" in changes:
         changes["ad"] = {**body.ad, **changes["ad"]}
     return msgspec.structs.replace(body, **changes)
-
-
-def facts_of(packed: bytes) -> Facts:
-    """Unpacked facts; those of a task nobody touched when there are none.
-
-    A damaged record must not hide all other tasks: its task is shown without facts, and a reason that says so.
-    """
-    try:
-        return _decode_facts.decode(packed) if packed else _NEW
-    except msgspec.MsgspecError:
-        return Facts(reason="its record in the store is damaged, see `pilotq store check`")
 
 
 class Common:
@@ -226,31 +213,25 @@ class Job:
     Units: now in seconds since 1970. `site` is the head's host name.
     """
 
-    __slots__ = ("_facts", "_packed", "attempt", "now", "proc", "site", "state", "template")
+    __slots__ = ("attempt", "facts", "now", "proc", "site", "state", "template")
     template: Template
     proc: int
     state: State
     attempt: int
+    facts: Facts
     now: float
     site: str
 
     def __init__(
-        self, template: Template, proc: int, state: State, attempt: int, facts: Facts | bytes, now: float, site: str
+        self, template: Template, proc: int, state: State, attempt: int, facts: Facts, now: float, site: str
     ) -> None:
         self.template = template
         self.proc = proc
         self.state = state
         self.attempt = attempt
+        self.facts = facts
         self.now = now
         self.site = site
-        self._packed = facts if isinstance(facts, bytes) else b""
-        self._facts: Facts | None = facts if isinstance(facts, Facts) else None
-
-    @property
-    def facts(self) -> Facts:
-        if self._facts is None:
-            self._facts = facts_of(self._packed)
-        return self._facts
 
     @property
     def entered_at(self) -> float:

@@ -135,6 +135,8 @@ class Macros:
         self.touched: set[str] = set()
         self._seed = seed
         self._draws = 0
+        #: Was there a random macro? Then the same text means something else the next time.
+        self.is_random = False
         self._steps = 0
         self._templates: dict[str, Template] = {}
 
@@ -220,6 +222,7 @@ class Macros:
     def draw(self) -> str:
         """Text that differs for each random macro of each proc, and is the same when it is all done again."""
         self._draws += 1
+        self.is_random = True
         proc = known(self.numbers.get("process", "0"), "a random macro")
         self.touched.add("process")
         return f"{self._seed} {proc} {self._draws}"

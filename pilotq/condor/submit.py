@@ -47,6 +47,8 @@ class Plan:
     stderr: str = ""
     terse: bool = False
     verbose: bool = False
+    #: It depends on the key of the request.
+    is_random: bool = False
 
 
 def plan_submit(request: Request, now: float, site: Site) -> Reply | Plan:
@@ -96,7 +98,7 @@ class _Planner:
             count = sum(submission.count for submission in submissions)
             ads = "".join(_ads(submission, number) for number, submission in enumerate(submissions, 1))
             return Reply(out=f"Dry-Run job(s){_dots(count)}\n\n{ads}{count} job(s) dry-run.\n", err=stderr)
-        return Plan(submissions, stderr, self.options.terse, self.options.verbose)
+        return Plan(submissions, stderr, self.options.terse, self.options.verbose, self.macros.is_random)
 
     def _run(self) -> None:
         content = self._description()

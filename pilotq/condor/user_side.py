@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pilotq.condor.lexer import SubmitError, shown_path
 from pilotq.condor.request import Answer, Request, Want, read_fields, text
 
-WANTS_MAX = 100_000
+WANTS_MAX = 300_000
 
 
 class Waiting(Exception):  # noqa: N818 - it is no error

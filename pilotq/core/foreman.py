@@ -16,20 +16,21 @@ BEATS_MISSED_MAX = 4
 BACKOFF_S = (0.1, 5.0)
 #: A worker's session without a word for this long is forgotten.
 SESSION_SILENT_S = 60.0
+#: Heartbeats of workers wait so long for company: one message for many costs the master little more than for one.
+BEATS_WAIT_S = 0.05
 
 
 class FromAbove(Event, frozen=True):
-    """A payload of the master; `session` empty: for the foreman itself."""
+    """What the master says: session and payload in turn; an empty session is the foreman itself."""
 
-    session: bytes
-    payload: bytes
+    parts: list[bytes]
 
 
 class FromBelow(Event, frozen=True):
-    """A payload of a worker."""
+    """What a worker says."""
 
     session: bytes
-    payload: bytes
+    payloads: list[bytes]
 
 
 class SessionLost(Event, frozen=True):
@@ -51,17 +52,16 @@ class Tick(Event, frozen=True):
 
 
 class Up(Action, frozen=True):
-    """Send a payload to the master."""
+    """Send to the master; session and payload in turn."""
 
-    session: bytes
-    payload: bytes
+    parts: list[bytes]
 
 
 class Down(Action, frozen=True):
-    """Send a payload to a worker."""
+    """Send to a worker; an empty session and a payload in turn."""
 
     session: bytes
-    payload: bytes
+    parts: list[bytes]
 
 
 class Allow(Action, frozen=True):
@@ -100,7 +100,7 @@ class _AssignHead(wire._Message, frozen=True, tag="Assign"):
 
 
 _assign_head = msgspec.msgpack.Decoder(_AssignHead)
-_GET = b"\xa3Get"
+_GET, _BEAT = b"\xa3Get", b"\xa4Beat"
 _ASSIGN = b"\xa6Assign"
 
 
@@ -125,6 +125,9 @@ class ForemanCore(Core):
         self._tries = 0
         self._drain_said_at = float("-inf")
         self._actions: list[Any] = []
+        #: What goes up next, session and payload in turn, and when.
+        self._out: list[bytes] = []
+        self._out_at = float("inf")
 
     def react(self, event: Event, now: Now) -> None:
         if isinstance(event, FromBelow):
@@ -143,44 +146,59 @@ class ForemanCore(Core):
     def settle(self, now: Now) -> Turn:
         """A foreman remembers nothing durably."""
         actions, self._actions = self._actions, []
+        if now.boot >= self._out_at:
+            actions.append(Up(self._out))
+            self._out, self._out_at = [], float("inf")
         return Turn([], actions)
 
     def next_wakeup(self) -> float | None:
-        return min(self._beat_at, self._retry_at)
+        return min(self._beat_at, self._retry_at, self._out_at)
 
     def check(self) -> None:
         """Nothing here can contradict itself."""
 
     def _from_below(self, event: FromBelow, now: Now) -> None:
-        if event.session not in self.sessions:
-            self._told[event.session] = set()
-        self.sessions[event.session] = now.boot
-        if event.payload[1:5] == _GET:
-            try:
-                message = wire.unpack(event.payload)
-            except PeerError as error:
-                self._actions.append(Tell("not a message of ours", {"reason": str(error)}))
-                return
-            if isinstance(message, wire.Get):
-                self._actions.append(FileWanted(event.session, message))
+        session = event.session
+        if session not in self.sessions:
+            self._told[session] = set()
+        self.sessions[session] = now.boot
+        for payload in event.payloads:
+            if payload[1:5] == _GET:
+                self._get(session, payload)
+                continue
+            self._out += (session, payload)
+            self._out_at = min(self._out_at, now.boot + (BEATS_WAIT_S if payload[1:6] == _BEAT else 0.0))
+
+    def _get(self, session: bytes, payload: bytes) -> None:
+        try:
+            message = wire.unpack(payload)
+        except PeerError as error:
+            self._actions.append(Tell("not a message of ours", {"reason": str(error)}))
             return
-        self._actions.append(Up(event.session, event.payload))
+        if isinstance(message, wire.Get):
+            self._actions.append(FileWanted(session, message))
 
     def _from_above(self, event: FromAbove, now: Now) -> None:
         self._heard_at = now.boot
-        if not event.session:
-            self._for_me(wire.unpack(event.payload), event.payload, now)
-            return
-        told = self._told.get(event.session)
-        if told is None:
-            self._up(wire.Gone([event.session]))
-            return
-        if event.payload[1:8] == _ASSIGN:
-            cluster = _assign_head.decode(event.payload).cluster
-            if cluster not in told and cluster in self._descriptions:
-                told.add(cluster)
-                self._actions.append(Down(event.session, self._descriptions[cluster]))
-        self._actions.append(Down(event.session, event.payload))
+        down: dict[bytes, list[bytes]] = {}
+        for session, payload in zip(event.parts[::2], event.parts[1::2], strict=True):
+            if not session:
+                self._for_me(wire.unpack(payload), payload, now)
+                continue
+            told = self._told.get(session)
+            if told is None:
+                self._up(wire.Gone([session]))
+                continue
+            parts = down.get(session)
+            if parts is None:
+                parts = down[session] = []
+            if payload[1:8] == _ASSIGN:
+                cluster = _assign_head.decode(payload).cluster
+                if cluster not in told and cluster in self._descriptions:
+                    told.add(cluster)
+                    parts += (b"", self._descriptions[cluster])
+            parts += (b"", payload)
+        self._actions += [Down(session, parts) for session, parts in down.items()]
 
     def _for_me(self, message: wire.Message, payload: bytes, now: Now) -> None:
         if isinstance(message, wire.ForemanWelcome):
@@ -265,7 +283,8 @@ class ForemanCore(Core):
             self._up(wire.Gone([session]))
 
     def _up(self, message: wire.Message) -> None:
-        self._actions.append(Up(b"", wire.pack(message)))
+        self._out += (b"", wire.pack(message))
+        self._out_at = 0.0
 
     def _down(self, session: bytes, message: wire.Message) -> None:
-        self._actions.append(Down(session, wire.pack(message)))
+        self._actions.append(Down(session, [b"", wire.pack(message)]))

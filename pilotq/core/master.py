@@ -15,6 +15,7 @@ from pilotq.core.match import Matcher
 from pilotq.core.peers import Peers
 from pilotq.core.policy import Policy
 from pilotq.core.queue import Queue
+from pilotq.core.records import Record, TaskRows, TasksLeft
 from pilotq.core.results import Results
 from pilotq.core.sessions import Sessions
 from pilotq.core.tasks import Cluster
@@ -64,6 +65,8 @@ class MasterCore(t.Core):
         self.results = Results(self)
         self.sessions = Sessions(self)
         self._jobs: deque[_Job] = deque()
+        #: Who waits for the end of a cluster.
+        self._waits: dict[int, tuple[Cluster, list[int]]] = {}
         self._next_check_at = now.boot
         self._take_back(now)
         self._reactions: dict[type, Any] = {
@@ -73,6 +76,7 @@ class MasterCore(t.Core):
             t.WorkerVerb: self.sessions.on_worker_verb,
             t.Submit: self.on_submit,
             t.Act: self.on_act,
+            t.Wait: self.on_wait,
             t.Delivered: self.on_delivered,
             t.Undelivered: self.on_undelivered,
             t.Collected: self.results.on_collected,
@@ -117,6 +121,22 @@ class MasterCore(t.Core):
         ]
         self.queue.remember_key(owner, event.key, numbers)
         self.actions.append(t.Answer(event.reply, numbers))
+
+    def on_wait(self, event: t.Wait, now: Now) -> None:
+        cluster = self.queue.clusters.get(event.cluster)
+        if cluster is None or cluster.is_over:
+            self.actions.append(t.Answer(event.reply, cluster))
+        else:
+            self._waits.setdefault(cluster.id, (cluster, []))[1].append(event.reply)
+
+    def _answer_waits(self, records: list[Record]) -> None:
+        """In the turn whose records end a cluster, so that the answer leaves after their commit."""
+        for record in records:
+            if isinstance(record, TaskRows | TasksLeft) and record.cluster in self._waits:
+                cluster, replies = self._waits[record.cluster]
+                if cluster.is_over:
+                    del self._waits[record.cluster]
+                    self.actions += [t.Answer(reply, cluster) for reply in replies]
 
     def refusal(self, more: int) -> str:
         """Why this many more tasks are not accepted; "" when they are."""
@@ -268,6 +288,8 @@ class MasterCore(t.Core):
     def _turn(self, now: Now) -> Turn:
         queue = self.queue
         records = queue.flush(now.wall)
+        if self._waits:
+            self._answer_waits(records)
         actions, self.actions = self.actions, []
         if queue.next_note > self._woken:
             self._woken = queue.next_note

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NoteAdded, NotesDone, Record, TaskRows, TasksLeft
-from pilotq.core.tasks import Cluster, Ready
+from pilotq.core.tasks import NO_FACTS, Cluster, Ready
 from pilotq.core.turn import NewCluster
 from pilotq.errors import InternalError
 from pilotq.model import ENDED, ON_WORKER, Ended, Facts, HoldCode, Outcome, State
@@ -25,7 +25,6 @@ NOTE_PROCS_MAX = 5000
 #: Submission keys remembered.
 KEYS_MAX = 100_000
 
-_pack = msgspec.msgpack.Encoder().encode
 _change = msgspec.structs.replace
 
 
@@ -140,21 +139,25 @@ class Queue:
         cluster.move(proc, State.ASSIGNED)
         self.set_facts(cluster, proc, _change(cluster.facts_of(proc), worker=worker, host=host))
 
-    def start(self, cluster: Cluster, proc: int, wall: float) -> None:
-        """Its payload runs."""
-        if cluster.state(proc) != State.ASSIGNED:
+    def start(self, cluster: Cluster, procs: list[int], wall: float) -> None:
+        """These payloads run; tasks that were not just assigned are passed over."""
+        procs = [proc for proc in procs if cluster.states[proc] == State.ASSIGNED]
+        if not procs:
             return
-        facts = cluster.facts_of(proc)
-        self._move(
-            cluster,
-            proc,
-            State.RUNNING,
-            wall,
-            first_started_at=facts.first_started_at or wall,
-            last_started_at=wall,
-            starts=facts.starts + 1,
-        )
-        self._log(EXECUTING, cluster, proc, wall)
+        known = cluster.facts
+        # Tasks that shared their facts go on sharing them. The old ones are kept, so that no id comes twice.
+        changed: dict[int, tuple[Facts, Facts]] = {}
+        for proc in procs:
+            old = known[proc]
+            if id(old) not in changed:
+                first, starts = old.first_started_at or wall, old.starts + 1
+                new = _change(old, entered_at=wall, first_started_at=first, last_started_at=wall, starts=starts)
+                changed[id(old)] = old, new
+            known[proc] = changed[id(old)][1]
+        self._changed.setdefault(cluster.id, {}).update(dict.fromkeys(procs))
+        cluster.put_all(procs, State.RUNNING)
+        for proc in procs if cluster.has_log else ():
+            self._log(EXECUTING, cluster, proc, wall)
 
     def requeue(self, cluster: Cluster, proc: int, wall: float, end: Ended, *, charged: bool = False) -> None:
         """Its attempt is over without a completion: idle again."""
@@ -378,17 +381,14 @@ class Queue:
         self._notes = []
         return records
 
-    def _columns(self, cluster: Cluster, procs: list[int]) -> tuple[list[int], list[int], list[int], list[bytes]]:
-        states, attempts = cluster.states, cluster.attempts
-        packed: dict[int, bytes] = {}
-        facts = []
-        for proc in procs:
-            one = cluster.facts_of(proc)
-            data = packed.get(id(one))
-            if data is None:
-                data = packed[id(one)] = _pack(one)
-            facts.append(data)
-        return procs, [states[proc] for proc in procs], [attempts[proc] for proc in procs], facts
+    def _columns(self, cluster: Cluster, procs: list[int]) -> tuple[list[int], list[int], list[int], list[Facts]]:
+        states, attempts, facts = cluster.states, cluster.attempts, cluster.facts
+        return (
+            procs,
+            [states[proc] for proc in procs],
+            [attempts[proc] for proc in procs],
+            [facts.get(proc, NO_FACTS) for proc in procs],
+        )
 
     def set_facts(self, cluster: Cluster, proc: int, facts: Facts) -> None:
         cluster.facts[proc] = facts

@@ -35,8 +35,8 @@ class TaskRows(msgspec.Struct, frozen=True):
     procs: list[int]
     states: list[int]
     attempts: list[int]
-    #: Packed `Facts`, one per proc.
-    facts: list[bytes]
+    #: One per proc; what is the same object is stored once.
+    facts: list[Facts]
 
 
 class TasksLeft(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class TasksLeft(msgspec.Struct, frozen=True):
     procs: list[int]
     states: list[int]
     attempts: list[int]
-    facts: list[bytes]
+    facts: list[Facts]
     at: float
 
 

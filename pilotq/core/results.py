@@ -147,7 +147,7 @@ class Results:
             self._master.sessions.end_attempt(cluster, proc, now)
             still_runs = self._master.sessions.is_ending(cluster, proc)
         if end.usage.wall_s and cluster.state(proc) == State.ASSIGNED:
-            queue.start(cluster, proc, max(now.wall - end.usage.wall_s, cluster.facts_of(proc).entered_at))
+            queue.start(cluster, [proc], max(now.wall - end.usage.wall_s, cluster.facts_of(proc).entered_at))
         if end.outcome in ENDING:
             self._completed(cluster, token, end, now, still_runs)
         elif _is_nodes_trouble(end):

@@ -133,7 +133,7 @@ class Sessions:
         for token in message.started:
             cluster = clusters.get(token.cluster)
             if cluster is not None and worker.number((token.cluster, token.proc)) == token.attempt:
-                self._master.queue.start(cluster, token.proc, now.wall)
+                self._master.queue.start(cluster, [token.proc], now.wall)
         return kill
 
     def _adopt(self, worker: Worker, cluster: Cluster, token: wire.Token, now: Now) -> bool:
@@ -179,11 +179,15 @@ class Sessions:
         self._send(worker.route, wire.AskInventory(worker.ask))
 
     def on_started(self, worker: Worker, message: wire.Started, now: Now) -> None:
-        queue = self._master.queue
+        started: dict[int, dict[int, None]] = {}
         for token in message.tokens:
-            cluster = queue.clusters.get(token.cluster)
-            if cluster is not None and worker.number((token.cluster, token.proc)) == token.attempt:
-                queue.start(cluster, token.proc, now.wall)
+            if worker.number((token.cluster, token.proc)) == token.attempt:
+                started.setdefault(token.cluster, {})[token.proc] = None
+        queue = self._master.queue
+        for number, procs in started.items():
+            cluster = queue.clusters.get(number)
+            if cluster is not None:
+                queue.start(cluster, list(procs), now.wall)
 
     def on_refuse(self, worker: Worker, message: wire.Refuse, now: Now) -> None:
         """Not started there: idle again, nobody is charged."""

@@ -13,7 +13,8 @@ from pilotq.errors import InternalError
 from pilotq.model import TRANSITIONS, Facts, Resources, State
 
 _STATES = len(State) + 1
-_NO_FACTS = Facts()
+#: Of a task that was never touched.
+NO_FACTS = Facts()
 #: By the byte of a state: itself, and the bytes of the states that may follow it.
 _STATE_OF: tuple[State, ...] = (State.IDLE, *State)
 _MAY_FOLLOW = [frozenset(int(new) for new in TRANSITIONS.get(old, ())) for old in _STATE_OF]
@@ -90,7 +91,7 @@ class Cluster:
         return _STATE_OF[self.states[proc]]
 
     def facts_of(self, proc: int) -> Facts:
-        return self.facts.get(proc, _NO_FACTS)
+        return self.facts.get(proc, NO_FACTS)
 
     def move(self, proc: int, state: State) -> None:
         """Change the state of a task.
@@ -134,6 +135,12 @@ class Cluster:
         """Those that wait and have no row: nothing ever happened to them."""
         states, facts = self.states, self.facts
         return [proc for proc in procs if states[proc] == State.IDLE and proc not in facts]
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing of it will run unless somebody does something."""
+        counts = self.counts
+        return counts[State.DONE] + counts[State.CANCELLED] + counts[State.HELD] == len(self.states)
 
     @property
     def idle(self) -> int:

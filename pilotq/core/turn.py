@@ -41,25 +41,22 @@ class Route(NamedTuple):
     session: bytes
 
 
-class Core:
+class Core(Protocol):
     """The deciding part of a role: it reacts to any number of events, then settles what follows from them all."""
 
     def react(self, event: Any, now: Now) -> None:
         """Take one event in; never raises on what a peer or user sent."""
-        raise NotImplementedError
 
     def settle(self, now: Now) -> Turn:
         """What is to be remembered and done now."""
-        raise NotImplementedError
+
+    def next_wakeup(self) -> float | None:
+        """Boot time of the next `Tick`."""
 
     def handle(self, event: Any, now: Now) -> Turn:
         """React to one event and settle."""
         self.react(event, now)
         return self.settle(now)
-
-    def next_wakeup(self) -> float | None:
-        """Boot time of the next `Tick`."""
-        raise NotImplementedError
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -124,6 +121,13 @@ class Act(Event, frozen=True):
     selection: list[tuple[int, int]]
     reason: str
     subcode: int = 0
+
+
+class Wait(Event, frozen=True):
+    """Wants `Answer` with the `Cluster` when it is over, or with None when it is not in the queue."""
+
+    reply: int
+    cluster: int
 
 
 class Delivered(Event, frozen=True):

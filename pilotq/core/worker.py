@@ -1,12 +1,11 @@
 """The worker decides: which attempt it takes, when it starts, which slot closes, when it leaves.
 
-A slot is a core. Open cores that hold nothing close when they were idle too long, or after one task; a drain closes
-all of them; the worker leaves with its last slot when every result is acknowledged.
+Open cores that hold nothing close when they were idle too long, or after one task; a drain closes all of them; the
+worker leaves with its last slot when every result is acknowledged. Which attempt starts when is up to `worker_slots`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +15,18 @@ from pilotq import wire
 from pilotq.core import worker_turn as w
 from pilotq.core.turn import Core, Event, Now, Tell, Turn
 from pilotq.core.worker_session import Session
+from pilotq.core.worker_slots import Attempt, Slots
 from pilotq.model import Description, Ended, Outcome, Resources
 
 #: An unacknowledged result is sent again after this.
 RESEND_S = 30.0
-#: While tasks wait to be started, what the master should hear may wait as well, so that it comes in batches.
-BATCH_S = 0.005
-BATCH_TASKS_MAX = 100
-#: A task that does not fit lets smaller ones pass for this long; then they wait until it does.
-PASSED_S = 30.0
-#: A start is told after this, unless the task ended before: then its result says it.
-START_TOLD_S = 0.02
-#: A worker whose tasks take less than this on average holds some ahead.
+#: Contents of outputs that travel in one message; the results of one.
+RESULT_BYTES = 256 << 10
+RESULT_TASKS_MAX = 1000
+#: A worker whose tasks take less than this on average holds some ahead: so much work, and so many.
 SHORT_TASK_S = 0.5
-AHEAD_MAX = 64
+AHEAD_S = 0.3
+AHEAD_MAX = 512
 
 
 @dataclass
@@ -51,19 +48,6 @@ class Options:
     predecessors: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Attempt:
-    token: wire.Token
-    delta: bytes
-    needs: Resources
-    #: "staging", "waiting" (for room), "starting", "running" or "ending".
-    phase: str = "staging"
-    #: Boot clock: since when it has its files.
-    waiting_since: float = 0.0
-    #: The master asked to end it: no result is wanted.
-    killed: bool = False
-
-
 class WorkerCore(Core):
     """The deciding part of a worker."""
 
@@ -72,23 +56,20 @@ class WorkerCore(Core):
         self.name = options.name
         self.session = Session(self, now)
         self.draining = ""
-        self.attempts: dict[wire.Token, _Attempt] = {}
+        self.attempts: dict[wire.Token, Attempt] = {}
         self.results: dict[wire.Token, Ended] = {}
-        #: Attempts with their files that wait for room, in order; how many still wait for files.
-        self._waiting: deque[_Attempt] = deque()
+        self.slots = Slots(options.capacity, options.single_task, now)
+        #: How many attempts wait for files.
         self._staging = 0
-        #: Results and starts that were not told yet, and when they must be.
+        #: Results and starts that were not told yet.
         self._new_results: dict[wire.Token, Ended] = {}
         self._new_starts: dict[wire.Token, None] = {}
-        self._tell_at = float("inf")
-        self.capacity = options.capacity
-        self._used = [0, 0, 0, 0]
-        self._idle_since = [now.boot] * options.capacity.cpus
+        #: Attempts that were ended as the master asked; of this turn.
+        self._new_killed: list[wire.Token] = []
         self.checksum = 0
         self._bodies: dict[int, bytes] = {}
         self._needs: dict[int, Resources] = {}
         self._resend_at = float("inf")
-        self._mean_task_s = 1e9
         self._left = False
         #: What this turn has to do; filled by the session too.
         self.actions: list[Any] = []
@@ -103,7 +84,7 @@ class WorkerCore(Core):
             wire.Kill: self.on_kill,
             wire.AskInventory: session.on_ask_inventory,
             wire.Leave: session.on_leave,
-            wire.DrainPlease: lambda message, now: self.drain("an operator asked for it"),
+            wire.DrainPlease: lambda message, now: self.drain("an operator asked for it", now),
             wire.Pull: lambda message, now: self.actions.append(w.Serve(message)),
             wire.Chunk: lambda message, now: self.actions.append(w.FileArrived(message)),
         }
@@ -116,17 +97,15 @@ class WorkerCore(Core):
             reaction = self._reactions.get(type(event.message))
             if event.link == session.link and reaction is not None:
                 reaction(event.message, now)
-        elif isinstance(event, w.Exited):
-            self.on_exited(event, now)
-        elif isinstance(event, w.Launched):
-            self.on_launched(event, now)
+        elif isinstance(event, w.FromKeepers):
+            self.on_keepers(event, now)
         elif isinstance(event, w.FilesReady):
             self.on_files_ready(event, now)
         elif isinstance(event, w.LinkLost):
             if event.link == session.link:
                 session.disconnected(now)
         elif isinstance(event, w.Drain):
-            self.drain(event.reason)
+            self.drain(event.reason, now)
         elif isinstance(event, w.Terminate):
             self.on_terminate(now)
         else:
@@ -140,18 +119,21 @@ class WorkerCore(Core):
         return Turn([], actions)
 
     def next_wakeup(self) -> float | None:
-        wakeup = min(self.session.next_wakeup(), self._resend_at, self._tell_at)
-        if self.options.idle_timeout_s and self._idle_since and not self._expects_to_start:
-            wakeup = min(wakeup, self._idle_since[0] + self.options.idle_timeout_s)
+        wakeup = min(self.session.next_wakeup(), self._resend_at)
+        idle_since = self.slots.idle_since
+        if self.options.idle_timeout_s and idle_since and not self._expects_to_start:
+            wakeup = min(wakeup, idle_since[0] + self.options.idle_timeout_s)
         return wakeup
+
+    @property
+    def capacity(self) -> Resources:
+        """Of open slots."""
+        return self.slots.capacity
 
     def check(self) -> None:
         """Raises: AssertionError when what is used does not add up."""
-        held = sum(a.needs.cpus for a in self.attempts.values() if a.phase in _ROOM)
-        assert held == self._used[0], (held, self._used)
-        phases = [attempt.phase for attempt in self.attempts.values()]
-        assert phases.count("waiting") == len(self._waiting)
-        assert phases.count("staging") == self._staging
+        self.slots.check(list(self.attempts.values()))
+        assert [attempt.phase for attempt in self.attempts.values()].count("staging") == self._staging
 
     # ---- attempts
 
@@ -167,6 +149,8 @@ class WorkerCore(Core):
 
     def on_assign(self, message: wire.Assign, now: Now) -> None:
         body, refused, reason = self._bodies.get(message.cluster), [], "full"
+        taken: list[wire.Token] = []
+        deltas: list[bytes] = []
         for index, (proc, number) in enumerate(zip(message.procs, message.attempts, strict=True)):
             token = wire.Token(message.cluster, proc, number)
             if token in self.attempts or token in self.results:
@@ -179,10 +163,13 @@ class WorkerCore(Core):
                 refused.append(token)
                 continue
             delta = message.deltas[index] if message.deltas else b""
-            self.attempts[token] = _Attempt(token, delta, self._needs[message.cluster])
-            self._staging += 1
+            self.attempts[token] = Attempt(token, delta, self._needs[message.cluster])
             self.checksum ^= wire.checksum(token)
-            self.actions.append(w.Stage(token, body, delta))
+            taken.append(token)
+            deltas.append(delta)
+        if taken and body is not None:
+            self._staging += len(taken)
+            self.actions.append(w.Stage(taken, body, deltas, message.inline))
         if refused:
             self._say(wire.Refuse(refused, reason))
 
@@ -191,133 +178,116 @@ class WorkerCore(Core):
         return needs.cpus <= self.capacity.cpus
 
     def on_files_ready(self, event: w.FilesReady, now: Now) -> None:
-        attempt = self.attempts.get(event.token)
-        if attempt is None or attempt.phase != "staging":
-            return
-        if event.reason and event.may_pass:
-            self._give_back([attempt], event.reason)
-            return
-        if event.reason:
-            self._end(attempt, Ended(Outcome.STAGE_IN, reason=event.reason), now)
-            return
-        self._staging -= 1
-        attempt.phase, attempt.waiting_since = "waiting", now.boot
-        self._waiting.append(attempt)
+        for token in event.tokens:
+            attempt = self.attempts.get(token)
+            if attempt is None or attempt.phase != "staging":
+                continue
+            if event.reason and event.may_pass:
+                self._give_back([attempt], event.reason, now)
+            elif event.reason:
+                self._end(attempt, Ended(Outcome.STAGE_IN, reason=event.reason), now)
+            else:
+                self._staging -= 1
+                self.slots.wait(attempt, now)
+
+    def on_keepers(self, event: w.FromKeepers, now: Now) -> None:
+        for token, end in event.ended:
+            attempt = self.attempts.get(token)
+            if attempt is not None:
+                self._end(attempt, end, now)
+        for token in event.started:
+            attempt = self.attempts.get(token)
+            if attempt is not None and attempt.phase in ("starting", "next"):
+                attempt.phase = "running"
+                self._new_starts[token] = None
+        for token in event.returned:
+            attempt = self.attempts.get(token)
+            if attempt is not None:
+                self._on_returned(attempt, now)
+
+    def _on_returned(self, attempt: Attempt, now: Now) -> None:
+        """It was taken back from its keeper before it was started."""
+        if attempt.killed:
+            self._end(attempt, Ended(Outcome.CANCELLED), now)
+        elif self.draining:
+            self._give_back([attempt], "draining", now)
+        else:
+            self.slots.leave(attempt, now)
+            self.slots.wait(attempt, now)
 
     def _start_waiting(self, now: Now) -> None:
-        passed = 0
-        while passed < len(self._waiting):
-            attempt = self._waiting[passed]
-            if attempt.needs.cpus > self.capacity.cpus:
-                self._give_back([attempt], "full")
-                continue
-            if not self._fits(attempt.needs):
-                if now.boot - attempt.waiting_since > PASSED_S:
-                    break
-                passed += 1
-                continue
-            del self._waiting[passed]
-            attempt.phase = "starting"
-            self._take(attempt.needs, 1)
-            del self._idle_since[len(self._idle_since) - min(attempt.needs.cpus, len(self._idle_since)) :]
-            body = self._bodies[attempt.token.cluster]
-            self.actions.append(w.Launch(attempt.token, body, attempt.delta, attempt.needs))
+        slots = self.slots
+        self._give_back(slots.too_large(), "full", now)
+        for attempt, before in slots.fill(now):
+            token = attempt.token
+            after = before.token if before else None
+            self.actions.append(w.Launch(token, self._bodies[token.cluster], attempt.delta, attempt.needs, after))
+        self._take_back(slots.to_take_back())
 
-    def _fits(self, needs: Resources) -> bool:
-        capacity, used = self.capacity, self._used
-        return (
-            used[0] + needs.cpus <= capacity.cpus
-            and (not needs.memory_bytes or used[1] + needs.memory_bytes <= capacity.memory_bytes)
-            and (not needs.disk_bytes or used[2] + needs.disk_bytes <= capacity.disk_bytes)
-            and used[3] + needs.gpus <= capacity.gpus
-        )
+    def _take_back(self, attempts: list[Attempt]) -> None:
+        self.actions += [w.TakeBack(attempt.token) for attempt in self.slots.ask(attempts)]
 
-    def _take(self, needs: Resources, sign: int) -> None:
-        used = self._used
-        used[0] += sign * needs.cpus
-        used[1] += sign * needs.memory_bytes
-        used[2] += sign * needs.disk_bytes
-        used[3] += sign * needs.gpus
-
-    def on_launched(self, event: w.Launched, now: Now) -> None:
-        attempt = self.attempts.get(event.token)
-        if attempt is not None and attempt.phase == "starting":
-            attempt.phase = "running"
-            self._new_starts[event.token] = None
-            self._tell_at = min(self._tell_at, now.boot + START_TOLD_S)
-
-    def on_exited(self, event: w.Exited, now: Now) -> None:
-        attempt = self.attempts.get(event.token)
-        if attempt is not None:
-            self._end(attempt, event.end, now)
-
-    def _end(self, attempt: _Attempt, end: Ended, now: Now) -> None:
+    def _end(self, attempt: Attempt, end: Ended, now: Now) -> None:
         """Nothing of it runs any more: free its room, keep the result until it is acknowledged."""
         token = attempt.token
-        self._forget(attempt)
-        if attempt.phase in _ROOM:
-            self._take(attempt.needs, -1)
-            if self.options.single_task:
-                self._close(attempt.needs.cpus)
-            else:
-                self._idle_since += [now.boot] * attempt.needs.cpus
-            self._mean_task_s = 0.8 * min(self._mean_task_s, 10.0) + 0.2 * end.usage.wall_s
+        self._forget(attempt, now)
+        if end.usage.wall_s:
+            self.slots.note_task_s(end.usage.wall_s)
         if attempt.killed:
-            self._say(wire.Killed([token]))
-            self.actions.append(w.Discard(token))
+            self._new_killed.append(token)
             return
         self.results[token] = end
         self._resend_at = min(self._resend_at, now.boot + RESEND_S)
         self._new_results[token] = end
-        self._tell_at = min(self._tell_at, now.boot + BATCH_S)
 
     def started(self) -> list[wire.Token]:
         """Attempts whose payload runs."""
         return [attempt.token for attempt in self.attempts.values() if attempt.phase in ("running", "ending")]
 
-    def _forget(self, attempt: _Attempt) -> None:
+    def _forget(self, attempt: Attempt, now: Now) -> None:
         """It is not held any more, in whatever phase it was."""
         del self.attempts[attempt.token]
         self.checksum ^= wire.checksum(attempt.token)
         self._new_starts.pop(attempt.token, None)
         if attempt.phase == "staging":
             self._staging -= 1
-        elif attempt.phase == "waiting":
-            self._waiting.remove(attempt)
+        self.slots.leave(attempt, now)
 
-    def _tell_news(self, now: Now) -> None:
-        """Say what started and ended, in one message each; at once when there is nothing else to start."""
+    def _tell_news(self) -> None:
+        """Say what started and ended; without a session it waits for the next welcome."""
+        if self._new_killed:
+            self._say(wire.Killed(self._new_killed))
+            self.actions.append(w.Discard(self._new_killed))
+            self._new_killed = []
         if not self.session.welcomed:
-            # The welcome will ask for it.
-            self._tell_at = float("inf")
-            return
-        count = len(self._new_results)
-        if not (now.boot >= self._tell_at or (count and not self._waiting) or count >= BATCH_TASKS_MAX):
             return
         if self._new_starts:
             self._say(wire.Started(list(self._new_starts)))
-        if count:
+            self._new_starts = {}
+        if self._new_results:
             self._say_results(self._new_results)
-        self._new_starts, self._new_results, self._tell_at = {}, {}, float("inf")
-
-    def tell_starts(self, now: Now) -> None:
-        """There is a session again: what started meanwhile is news."""
-        if self._new_starts:
-            self._tell_at = now.boot
+            self._new_results = {}
 
     def _say_results(self, results: dict[wire.Token, Ended]) -> None:
-        """Results with the contents of outputs travel alone, so that no message becomes too large."""
-        plain = {token: end for token, end in results.items() if not end.outputs}
-        if plain:
-            self._say(wire.Result(list(plain), list(plain.values())))
+        """In as few messages as their size allows."""
+        tokens: list[wire.Token] = []
+        ends: list[Ended] = []
+        size = 0
         for token, end in results.items():
-            if end.outputs:
-                self._say(wire.Result([token], [end]))
+            own = sum(len(output.data or b"") + len(output.name) for output in end.outputs)
+            if tokens and (size + own > RESULT_BYTES or len(tokens) >= RESULT_TASKS_MAX):
+                self._say(wire.Result(tokens, ends))
+                tokens, ends, size = [], [], 0
+            tokens.append(token)
+            ends.append(end)
+            size += own
+        if tokens:
+            self._say(wire.Result(tokens, ends))
 
     def on_ack(self, message: wire.Ack, now: Now) -> None:
-        for token in message.tokens:
-            if self.results.pop(token, None) is not None:
-                self.actions.append(w.Discard(token))
+        known = [token for token in message.tokens if self.results.pop(token, None) is not None]
+        if known:
+            self.actions.append(w.Discard(known))
         if not self.results:
             self._resend_at = float("inf")
 
@@ -332,9 +302,9 @@ class WorkerCore(Core):
             attempt = self.attempts.get(token)
             if attempt is None:
                 if self.results.pop(token, None) is not None:
-                    self.actions.append(w.Discard(token))
+                    self.actions.append(w.Discard([token]))
                 gone.append(token)
-            elif attempt.phase in ("staging", "waiting"):
+            elif attempt.is_here_only:
                 attempt.killed = True
                 self._end(attempt, Ended(Outcome.CANCELLED), now)
             else:
@@ -343,41 +313,38 @@ class WorkerCore(Core):
         if gone:
             self._say(wire.Killed(gone))
 
-    def _stop(self, attempt: _Attempt, outcome: Outcome) -> None:
+    def _stop(self, attempt: Attempt, outcome: Outcome) -> None:
         attempt.phase = "ending"
         self.actions.append(w.End(attempt.token, outcome))
 
-    # ---- slots, time, leaving
+    # ---- time, leaving
 
-    def _close(self, cpus: int) -> None:
-        capacity = self.capacity
-        self.capacity = msgspec.structs.replace(capacity, cpus=max(0, capacity.cpus - cpus))
-
-    def drain(self, reason: str) -> None:
+    def drain(self, reason: str, now: Now) -> None:
         """Take nothing new; never undone."""
         if self.draining:
             return
         self.draining = reason
         self.actions.append(Tell("draining", {"reason": reason}))
-        self._give_back(self._not_started(), "draining")
-
-    def _not_started(self) -> list[_Attempt]:
-        return [attempt for attempt in self.attempts.values() if attempt.phase in ("staging", "waiting")]
+        held = list(self.attempts.values())
+        self._give_back([attempt for attempt in held if attempt.is_here_only], "draining", now)
+        self._take_back(held)
 
     @property
     def _expects_to_start(self) -> bool:
-        return bool(self._staging or self._waiting)
+        return bool(self._staging or self.slots.waiting)
 
-    def _give_back(self, attempts: list[_Attempt], reason: str) -> None:
+    def _give_back(self, attempts: list[Attempt], reason: str, now: Now) -> None:
         """Attempts that were not started go back to the queue."""
+        if not attempts:
+            return
         for attempt in attempts:
-            self._forget(attempt)
-            self.actions.append(w.Discard(attempt.token))
-        if attempts:
-            self._say(wire.Refuse([attempt.token for attempt in attempts], reason))
+            self._forget(attempt, now)
+        tokens = [attempt.token for attempt in attempts]
+        self.actions.append(w.Discard(tokens))
+        self._say(wire.Refuse(tokens, reason))
 
     def on_terminate(self, now: Now) -> None:
-        self.drain("stopped")
+        self.drain("stopped", now)
         for attempt in self.attempts.values():
             if attempt.phase != "ending":
                 self._stop(attempt, Outcome.EVICTED)
@@ -386,7 +353,7 @@ class WorkerCore(Core):
         """The lease is over: what runs here may be started elsewhere."""
         for attempt in list(self.attempts.values()):
             attempt.killed = True
-            if attempt.phase in ("staging", "waiting"):
+            if attempt.is_here_only:
                 self._end(attempt, Ended(Outcome.LOST), now)
             elif attempt.phase != "ending":
                 self._stop(attempt, Outcome.LOST)
@@ -396,15 +363,12 @@ class WorkerCore(Core):
         if now.boot >= self._resend_at:
             self.send_results(now)
         if self.options.idle_timeout_s and not self._expects_to_start:
-            late = sum(1 for at in self._idle_since if now.boot - at >= self.options.idle_timeout_s)
-            if late:
-                del self._idle_since[:late]
-                self._close(late)
+            self.slots.close_idle(self.options.idle_timeout_s, now)
 
     def _after(self, now: Now) -> None:
         """What follows from any event: starts, a changed offer, the end."""
         self._start_waiting(now)
-        self._tell_news(now)
+        self._tell_news()
         self.session.tell_offer(now)
         if (self.draining or self.capacity.cpus <= 0) and not self.attempts and not self._left:
             if self.capacity.cpus <= 0 and not self.draining:
@@ -415,11 +379,12 @@ class WorkerCore(Core):
                 self.actions.append(w.Leave(self.draining))
 
     def offer(self) -> wire.Offer:
-        ahead = self.options.ahead
+        ahead, mean_s = self.options.ahead, self.slots.mean_task_s
         if ahead < 0:
             ahead = 0
-            if self._mean_task_s < SHORT_TASK_S:
-                ahead = min(AHEAD_MAX, 1 + round(self.capacity.cpus * 0.1 / max(self._mean_task_s, 0.002)))
+            if mean_s < SHORT_TASK_S:
+                ahead = min(AHEAD_MAX, 1 + round(self.capacity.cpus * AHEAD_S / max(mean_s, 1e-3)))
+                # In steps, so that a small change of the mean is not told.
                 ahead = 1 << (ahead.bit_length() - 1)
         if self.options.single_task:
             ahead = 0
@@ -429,6 +394,3 @@ class WorkerCore(Core):
         """Send, when there is a session: the next hello tells all that a silent time kept back."""
         if self.session.welcomed:
             self.actions.append(w.Say(message))
-
-
-_ROOM = ("starting", "running", "ending")

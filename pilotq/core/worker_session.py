@@ -117,7 +117,6 @@ class Session:
         self._beat_at = now.boot + self._beat_s
         self._worker.on_kill(wire.Kill(message.kill), now)
         self._worker.send_results(now)
-        self._worker.tell_starts(now)
 
     def on_reject(self, message: wire.Reject, now: Now) -> None:
         self._tell("rejected by the master", reason=message.reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pilotq import wire
 from pilotq.core.turn import Action, Event
 from pilotq.model import Ended, Outcome, Resources
@@ -20,23 +22,18 @@ class LinkLost(Event, frozen=True):
     link: int
 
 
-class Launched(Event, frozen=True):
-    """A keeper started the payload."""
+class FromKeepers(Event, frozen=True):
+    """What keepers said: of ended attempts nothing runs any more; returned ones were not started."""
 
-    token: wire.Token
-
-
-class Exited(Event, frozen=True):
-    """A keeper says how an attempt ended; nothing of it runs any more."""
-
-    token: wire.Token
-    end: Ended
+    started: Sequence[wire.Token] = ()
+    ended: Sequence[tuple[wire.Token, Ended]] = ()
+    returned: Sequence[wire.Token] = ()
 
 
 class FilesReady(Event, frozen=True):
-    """The files of an attempt are in the cache; or cannot be had (`reason`), for now (`may_pass`) or ever."""
+    """The files of attempts are in the cache; or cannot be had (`reason`), for now (`may_pass`) or ever."""
 
-    token: wire.Token
+    tokens: list[wire.Token]
     reason: str = ""
     may_pass: bool = False
 
@@ -68,20 +65,29 @@ class Say(Action, frozen=True):
 
 
 class Stage(Action, frozen=True):
-    """Bring the files of an attempt into the cache, then `FilesReady`."""
+    """Bring the files of attempts of one cluster into the cache, then `FilesReady`."""
 
-    token: wire.Token
+    tokens: list[wire.Token]
     body: bytes
-    delta: bytes
+    deltas: list[bytes]
+    #: Small files that came with them, by digest.
+    inline: dict[str, bytes] = {}  # noqa: RUF012 never changed
 
 
 class Launch(Action, frozen=True):
-    """Start an attempt in a keeper."""
+    """Give an attempt to a keeper, to start now or when the one before it in its slot is over."""
 
     token: wire.Token
     body: bytes
     delta: bytes
     needs: Resources
+    after: wire.Token | None
+
+
+class TakeBack(Action, frozen=True):
+    """Take an attempt back from its keeper when it still waits there."""
+
+    token: wire.Token
 
 
 class End(Action, frozen=True):
@@ -92,9 +98,9 @@ class End(Action, frozen=True):
 
 
 class Discard(Action, frozen=True):
-    """Remove the sandbox of an attempt."""
+    """Nothing of these attempts is wanted any more: remove what is left of their sandboxes."""
 
-    token: wire.Token
+    tokens: list[wire.Token]
 
 
 class Serve(Action, frozen=True):

@@ -45,6 +45,17 @@ class Agenda:
         if not self._step(chore, attempt):
             self._chores.append((chore, attempt))
 
+    def later(self, chore: Chore) -> None:
+        """Begin it in the next turn; it belongs to no attempt."""
+        self._chores.append((chore, None))
+
+    def finish(self) -> None:
+        """Do now what is left of chores that belong to no attempt."""
+        chores, self._chores = self._chores, deque()
+        for chore, attempt in chores:
+            while attempt is None and not self._step(chore, None):
+                pass
+
     def pause_s(self, until: float) -> float:
         """How long the loop may sleep: to the next thing to do, `until` at most."""
         if self._chores:

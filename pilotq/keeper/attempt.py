@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import signal
 from enum import IntEnum
 from typing import Any
 
-import msgspec
-
-from pilotq.condor.jobfile import patched
 from pilotq.keeper.talk import Launch
-from pilotq.model import Command, Description, Ended, Outcome, Usage, fill
+from pilotq.model import Command, Description, Ended, Outcome, Usage
 from pilotq.sandbox import marks
 from pilotq.sandbox.files import (
     JOB_AD_FILE,
@@ -21,100 +17,75 @@ from pilotq.sandbox.files import (
     STDERR_FILE,
     STDOUT_FILE,
     Collected,
-    Staged,
+    Print,
 )
+from pilotq.sandbox.spares import Filling
 
-#: What a task sees of the worker's own environment, with all LC_*.
-PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ")
-_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 #: A start that fails so may succeed a moment later.
 TRANSIENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ETXTBSY, errno.ENFILE, errno.EMFILE})
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: Outcomes after which outputs are collected: the payload ended by itself.
 BY_ITSELF = frozenset({Outcome.OK, Outcome.EXIT, Outcome.SIGNAL})
 _ALL_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-_FIELDS = frozenset(Description.__struct_fields__)
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-
-_decoder = msgspec.msgpack.Decoder(Description)
 
 
 class Stage(IntEnum):
     """Where an attempt is."""
 
-    STAGING = 0
-    PRE = 1
-    PAYLOAD = 2
-    POST = 3
+    #: For the attempt before it to be over.
+    WAITING = 0
+    STAGING = 1
+    PRE = 2
+    PAYLOAD = 3
+    POST = 4
     #: Its main process is gone; its others go.
-    CLEARING = 4
+    CLEARING = 5
     #: None of its processes is left; outputs are being collected.
-    COLLECTING = 5
-
-
-def base_environment() -> dict[str, str]:
-    """What every task of this process gets of its environment."""
-    try:
-        account = pwd.getpwuid(os.geteuid())
-        known = {"HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
-    except KeyError:
-        known = {}
-    known["PATH"] = _DEFAULT_PATH
-    for name, value in os.environ.items():
-        if name.startswith("LC_") or (name in PASSED_ON and name != "HOME") or (name == "HOME" and name not in known):
-            known[name] = value
-    return known
-
-
-def read_description(launch: Launch) -> Description:
-    """The description of one proc: delta applied, marks filled in.
-
-    Raises: msgspec.MsgspecError when it is not one.
-    """
-    body, delta = launch.description, launch.delta
-    if not delta and b"\x00c" not in body and b"\x00p" not in body:
-        return _decoder.decode(body)
-    fields: dict[str, Any] = msgspec.msgpack.decode(body)
-    if delta:
-        changes = msgspec.msgpack.decode(delta)
-        fields.update((name, value) for name, value in changes.items() if name in _FIELDS)
-        if "ad" in changes:
-            fields["job_ad"] = patched(fields.get("job_ad", ""), changes["ad"])
-    return msgspec.convert(fill(fields, launch.token.cluster, launch.token.proc), Description)
+    COLLECTING = 6
 
 
 class Attempt:
     """One attempt. `verdict` is set when somebody or a limit ends it; then `reason` says why."""
 
-    def __init__(self, launch: Launch, description: Description) -> None:
+    #: Read when it begins.
+    description: Description
+    filling: Filling
+    stage = Stage.WAITING
+    #: The attempt it waits for.
+    before: Attempt | None = None
+    #: Main process of the stage; 0: none.
+    pid = 0
+    env: dict[str, str] | None = None
+    verdict: Outcome | None = None
+    code = 0
+    reason = ""
+    #: Exit code of the payload, or minus its signal.
+    status = 0
+    #: What was in its sandbox before anything ran, when that matters at its end.
+    prints: dict[str, Print] | None = None
+    #: Its sandbox may become a spare.
+    is_frugal = False
+    tries = 0
+    #: The sandbox is to be removed at the end.
+    discarded = False
+    #: It was reported; timers that name it are void.
+    over = False
+    #: Looks in a row that found nothing of it.
+    clean_looks = 0
+    started_at = 0.0
+    wall_s = 0.0
+    user_s = 0.0
+    system_s = 0.0
+    memory_bytes = 0
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
         self.token = launch.token
         self.name = f"{launch.token.cluster}.{launch.token.proc}.{launch.token.attempt}"
         self.sandbox = launch.sandbox
-        self.cache = launch.cache
-        self.description = description
-        self.stage = Stage.STAGING
-        #: Main process of the stage; 0: none.
-        self.pid = 0
-        self.env: dict[str, str] = {}
-        self.verdict: Outcome | None = None
-        self.code = 0
-        self.reason = ""
-        #: Exit code of the payload, or minus its signal.
-        self.status = 0
-        self.staged: Staged | None = None
-        self.tries = 0
-        #: The sandbox is to be removed at the end.
-        self.discarded = False
-        #: It was reported; timers that name it are void.
-        self.over = False
-        #: Looks in a row that found nothing of it.
-        self.clean_looks = 0
-        self.measuring = False
-        self.started_at = 0.0
-        self.wall_s = 0.0
-        self.user_s = 0.0
-        self.system_s = 0.0
-        self.memory_bytes = 0
+        #: Those that wait for it.
+        self.followers: list[Attempt] = []
 
     def fail(self, outcome: Outcome, code: int, reason: str) -> None:
         """The first verdict stands."""
@@ -129,24 +100,14 @@ class Attempt:
 
     # ---- start -------------------------------------------------------------------------------------------------
 
-    def executables(self) -> list[str]:
-        """Files of the sandbox that are to be executed."""
-        d = self.description
-        commands = [d.argv, d.wrapper, d.pre.argv if d.pre else [], d.post.argv if d.post else []]
-        return [argv[0] for argv in commands if argv and not argv[0].startswith("/")]
-
-    def set_environment(self, base: dict[str, str], extra: dict[str, str], tag: str) -> None:
+    def set_environment(self, common: dict[str, str], tag: str) -> None:
         sandbox = self.sandbox
         self.env = {
-            **base,
-            **self.description.env,
-            "_CONDOR_SLOT": "slot1",
-            **extra,
+            **common,
             "TMPDIR": sandbox,
             "_CONDOR_SCRATCH_DIR": sandbox,
             "_CONDOR_JOB_AD": f"{sandbox}/{JOB_AD_FILE}",
             "_CONDOR_MACHINE_AD": f"{sandbox}/{MACHINE_AD_FILE}",
-            "BATCH_SYSTEM": "HTCondor",
             marks.VARIABLE: tag,
         }
 
@@ -160,7 +121,7 @@ class Attempt:
         Raises: OSError; ValueError for what cannot be an argument or a variable.
         """
         d = self.description
-        env = self.env
+        env = self.env or {}
         if command is None:
             argv = [*d.wrapper, *self._located(d.argv)] if d.wrapper else d.argv
             actions = self._streams()

@@ -23,7 +23,7 @@ START_S = 30.0
 _RESTART_S_MAX = 10.0
 _CLOSE_S = 10.0
 
-Event = talk.Launched | talk.Exited
+Event = talk.Launched | talk.Exited | talk.Returned
 log = logging.getLogger(__name__)
 
 
@@ -35,23 +35,28 @@ class _Keeper:
         self.pid = 0
         self.pipe: talk.Pipe[talk.Event] | None = None
         self.waiting: list[talk.Order] = []
-        self.tokens: set[Token] = set()
+        #: Attempts in it, and the one each was to follow.
+        self.tokens: dict[Token, Token | None] = {}
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.writing = False
         self.deaths = 0
         #: Set when it is dead and no other follows it.
         self.gone = asyncio.Event()
 
+    def load(self) -> tuple[bool, int]:
+        """The least one gets the next attempt."""
+        return not self.pid, len(self.tokens)
+
 
 class Keepers:
-    """The keeper processes of a worker. `on_event` gets every `Launched` and `Exited`, in the event loop.
+    """The keeper processes of a worker. `on_events` gets what they say, in the event loop.
 
     The worker must have no other children: what a dead keeper leaves becomes a child of the worker, and is killed.
     """
 
-    def __init__(self, count: int, on_event: Callable[[Event], None], nonce: str = "") -> None:
+    def __init__(self, count: int, on_events: Callable[[list[Event]], None], nonce: str = "") -> None:
         self._count = count
-        self._on_event = on_event
+        self._on_events = on_events
         self._nonce = nonce or marks.new_nonce()
         self._serials = itertools.count(1)
         self._keepers: list[_Keeper] = []
@@ -97,15 +102,28 @@ class Keepers:
         cache: str,
         env: dict[str, str],
         machine_ad: str,
+        after: Token | None = None,
+        inline: dict[str, bytes] | None = None,
     ) -> None:
-        """Run an attempt in a keeper. Events: `Launched` when its payload runs, `Exited` when nothing of it is left."""
+        """Run an attempt in a keeper, at once or when the one before it in its slot is over.
+
+        Events: `Launched` when its payload runs for a while, `Exited` when nothing of it is left.
+        """
         if token in self._home:
             return
-        keeper = min(self._keepers, key=lambda keeper: (not keeper.pid, len(keeper.tokens)))
-        keeper.tokens.add(token)
+        keeper = self._home.get(after) if after else None
+        if keeper is None:
+            after, keeper = None, min(self._keepers, key=_Keeper.load)
+        keeper.tokens[token] = after
         self._home[token] = keeper
         self._sandboxes[token] = sandbox
-        self._put(keeper, talk.Launch(token, description, delta, sandbox, cache, env, machine_ad))
+        self._put(keeper, talk.Launch(token, description, delta, sandbox, cache, env, machine_ad, after, inline or {}))
+
+    def take_back(self, token: Token) -> None:
+        """Ask for an attempt that waits for the one before it: `Returned`, or it goes its way when it does not wait."""
+        keeper = self._home.get(token)
+        if keeper:
+            self._put(keeper, talk.Return(token))
 
     def end(self, token: Token, outcome: Outcome, grace_s: float | None = None) -> None:
         """End an attempt so that it is reported with this outcome; without a grace: that of its description.
@@ -220,19 +238,24 @@ class Keepers:
         if events is None:
             self._on_dead(keeper)
             return
+        told: list[Event] = []
         for event in events:
             if isinstance(event, talk.Ready):
                 if not keeper.ready.done():
                     keeper.ready.set_result(None)
                 continue
-            if isinstance(event, talk.Exited):
+            if not isinstance(event, talk.Launched):
                 keeper.deaths = 0
-                self._exited(keeper, event.token)
-            self._on_event(event)
+                self._over(keeper, event.token, isinstance(event, talk.Exited) and event.kept)
+            told.append(event)
+        if told:
+            self._on_events(told)
 
-    def _exited(self, keeper: _Keeper, token: Token) -> None:
-        keeper.tokens.discard(token)
+    def _over(self, keeper: _Keeper, token: Token, has_sandbox: bool) -> None:
+        keeper.tokens.pop(token, None)
         self._home.pop(token, None)
+        if not has_sandbox:
+            self._sandboxes.pop(token, None)
         if not self._home:
             self._empty.set()
 
@@ -260,12 +283,7 @@ class Keepers:
                 empty = 0 if marks.hunt(self._nonce, keeper.serial) else empty + 1
                 await asyncio.sleep(0.005)
             log.error("a keeper died", extra={"status": status, "tasks": len(keeper.tokens)})
-            how = "was killed by signal" if status < 0 else "ended with exit code"
-            lost = Ended(Outcome.LOST, 0, f"Its keeper process {how} {abs(status)}")
-            waiting = {order.token for order in keeper.waiting if isinstance(order, talk.Launch)}
-            for token in keeper.tokens - waiting:
-                self._exited(keeper, token)
-                self._on_event(talk.Exited(token, lost))
+            self._report_lost(keeper, f"Its keeper process {_how(status)}")
         keeper.deaths += 1
         if keeper.deaths > 1 and not self._closing:
             await asyncio.sleep(min(_RESTART_S_MAX, 0.05 * 2**keeper.deaths))
@@ -273,6 +291,19 @@ class Keepers:
             keeper.gone.set()
         else:
             self._spawn(keeper)
+
+    def _report_lost(self, keeper: _Keeper, reason: str) -> None:
+        """All that was in it is over. What waited for another was not started, as far as was told."""
+        unsent = {order.token for order in keeper.waiting if isinstance(order, talk.Launch)}
+        told: list[Event] = []
+        for token, after in list(keeper.tokens.items()):
+            if token not in unsent:
+                outcome = Outcome.EVICTED if after in keeper.tokens else Outcome.LOST
+                told.append(talk.Exited(token, Ended(outcome, 0, reason), kept=True))
+        for event in told:
+            self._over(keeper, event.token, True)
+        if told:
+            self._on_events(told)
 
     async def _reaped(self, keeper: _Keeper) -> int:
         """Its exit code or minus its signal. It was killed, or leaves by itself: this takes milliseconds."""
@@ -286,3 +317,7 @@ class Keepers:
             status = os.waitstatus_to_exitcode(code) if pid else None
         keeper.pid = 0
         return status
+
+
+def _how(status: int) -> str:
+    return f"was killed by signal {-status}" if status < 0 else f"ended with exit code {status}"

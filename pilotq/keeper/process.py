@@ -2,6 +2,9 @@
 
 One turn of the loop: orders -> children that ended -> timers and chores -> a look at what is left of ended attempts ->
 events to the worker. When the worker is gone everything is killed and the keeper leaves.
+
+An attempt may come while the one before it in its slot still runs. It waits, and begins the moment that one is over, so
+that a slot does not wait for messages.
 """
 
 from __future__ import annotations
@@ -20,16 +23,12 @@ import msgspec
 
 from pilotq.keeper import talk
 from pilotq.keeper.agenda import Agenda, Chore
-from pilotq.keeper.attempt import (
-    BY_ITSELF,
-    TRANSIENT,
-    Attempt,
-    Stage,
-    base_environment,
-    read_description,
-)
+from pilotq.keeper.attempt import BY_ITSELF, TRANSIENT, Attempt, Stage
 from pilotq.keeper.family import Family, proportional
-from pilotq.model import Ended, Outcome
+from pilotq.keeper.recipe import Recipes, base_environment, filling
+from pilotq.keeper.report import Report
+from pilotq.keeper.scratch import Scratch
+from pilotq.model import Outcome
 from pilotq.sandbox import files, marks
 from pilotq.wire import Token
 
@@ -37,8 +36,8 @@ MEMORY_EVERY_S = 1.0
 DISK_EVERY_S = 5.0
 #: Of its time a keeper spends at most a tenth on looking for processes.
 _REST = 9
-#: A look that takes less needs no rest.
-_CHEAP_S = 0.005
+#: A look that takes less of the processor's time needs no rest.
+_CHEAP_S = 0.001
 _TRIES = 7
 
 log = logging.getLogger(__name__)
@@ -49,12 +48,17 @@ class Keeper:
 
     def __init__(self, sock: socket.socket, nonce: str, serial: int) -> None:
         self._pipe: talk.Pipe[talk.Order] = talk.Pipe(sock, talk.orders)
+        self._report = Report(self._pipe)
         self._family = Family(nonce, serial)
         self._base = base_environment()
+        self._recipes = Recipes()
         self._attempts: dict[Token, Attempt] = {}
+        #: How many of them wait for the one before them.
+        self._waiting = 0
         self._clearing: set[Attempt] = set()
         self._look_at = 0.0
         self._agenda = Agenda(self._on_failure)
+        self._scratch = Scratch(self._agenda)
         self._watching_memory = False
         self._poll = select.epoll()
         self._wake, wake = socket.socketpair()
@@ -92,14 +96,17 @@ class Keeper:
                 self._reap()
                 self._agenda.turn()
                 self._look()
+                self._report.tell(time.monotonic(), self._waiting > 0)
         finally:
             self._family.end()
+            self._scratch.end()
 
     def _pause_s(self) -> float:
         """How long the loop may sleep."""
         now = time.monotonic()
         # The end of what was killed wakes us; 20 ms are for what neither dies nor says so.
-        return self._agenda.pause_s(max(self._look_at, now + 0.02) if self._clearing else now + 3600)
+        until = max(self._look_at, now + 0.02) if self._clearing else now + 3600
+        return self._agenda.pause_s(self._report.due_at(until))
 
     def _on_failure(self, attempt: Attempt, error: Exception) -> None:
         """One attempt must not take the others with it."""
@@ -116,58 +123,74 @@ class Keeper:
     def _on_order(self, order: talk.Order) -> None:
         if isinstance(order, talk.Launch):
             self._on_launch(order)
-        elif isinstance(order, talk.End):
-            attempt = self._attempts.get(order.token)
-            if attempt:
-                self._stop(attempt, order.outcome, "", order.grace_s)
-        else:
-            attempt = self._attempts.get(order.token)
+            return
+        attempt = self._attempts.get(order.token)
+        if isinstance(order, talk.Discard):
             if attempt:
                 attempt.discarded = True
             else:
-                self._agenda.chore(self._discard(order.sandbox), None)
+                self._scratch.remove(order.sandbox)
+        elif attempt is None:
+            return
+        elif isinstance(order, talk.End):
+            self._stop(attempt, order.outcome, "", order.grace_s)
+        elif attempt.stage == Stage.WAITING:
+            self._let_go(attempt)
+            self._pipe.put(talk.Returned(attempt.token))
 
     def _on_launch(self, launch: talk.Launch) -> None:
         if launch.token in self._attempts:
             return
-        try:
-            description = read_description(launch)
-        except (msgspec.MsgspecError, AttributeError, ValueError) as error:
-            reason = f"its description cannot be read: {error}"
-            self._pipe.put(talk.Exited(launch.token, Ended(Outcome.REJECTED, 0, reason)))
-            return
-        attempt = Attempt(launch, description)
-        self._attempts[attempt.token] = attempt
-        attempt.set_environment(self._base, launch.env, self._family.add(attempt))
-        self._agenda.chore(self._begin(attempt, launch), attempt)
+        attempt = self._attempts[launch.token] = Attempt(launch)
+        before = self._attempts.get(launch.after) if launch.after else None
+        if before is None:
+            self._begin(attempt)
+        else:
+            self._queue(attempt, before)
 
-    def _begin(self, attempt: Attempt, launch: talk.Launch) -> Chore:
+    def _queue(self, attempt: Attempt, before: Attempt) -> None:
+        if attempt.before is None:
+            self._waiting += 1
+        attempt.before = before
+        before.followers.append(attempt)
+
+    def _let_go(self, attempt: Attempt) -> None:
+        """It is over: what waited for it begins, or waits for what it waited for."""
+        attempt.over = True
+        del self._attempts[attempt.token]
+        before, followers = attempt.before, attempt.followers
+        attempt.before, attempt.followers = None, []
+        if before is not None:
+            self._waiting -= 1
+            before.followers.remove(attempt)
+        for follower in followers:
+            if before is not None:
+                self._queue(follower, before)
+            else:
+                self._waiting -= 1
+                follower.before = None
+                self._begin(follower)
+
+    def _begin(self, attempt: Attempt) -> None:
+        attempt.stage = Stage.STAGING
+        self._agenda.chore(self._stage(attempt), attempt)
+
+    def _stage(self, attempt: Attempt) -> Chore:
         """Make the sandbox, fill it, start the first process."""
-        d = attempt.description
+        launch = attempt.launch
         try:
-            try:
-                os.mkdir(attempt.sandbox, 0o700)
-            except FileExistsError:
-                yield from files.removing(attempt.sandbox)
-                os.mkdir(attempt.sandbox, 0o700)
-            files.write(f"{attempt.sandbox}/{files.JOB_AD_FILE}", d.job_ad.encode(errors="surrogateescape"))
-            files.write(f"{attempt.sandbox}/{files.MACHINE_AD_FILE}", launch.machine_ad.encode())
-        except OSError as error:
-            attempt.fail_with(error, "Cannot make the scratch directory", Outcome.REJECTED)
-            return self._clear(attempt)
-        try:
-            yield from files.stage(attempt.sandbox, attempt.cache, d.files, attempt.executables())
-            if d.outputs is None:
-                attempt.staged = files.staged(attempt.sandbox)
-        except OSError as error:
-            attempt.fail_with(error, f"Cannot put input file {error.filename!r} into place", Outcome.STAGE_IN)
-        self._start(attempt, Stage.PRE if d.pre else Stage.PAYLOAD)
-
-    def _discard(self, sandbox: str) -> Chore:
-        try:
-            yield from files.removing(sandbox)
-        except OSError as error:
-            log.warning("a sandbox cannot be removed", extra={"sandbox": sandbox, "error": str(error)})
+            recipe = self._recipes.get(launch.description)
+            d = attempt.description = recipe.description(launch)
+        except (msgspec.MsgspecError, AttributeError, ValueError) as error:
+            attempt.fail(Outcome.REJECTED, 0, f"its description cannot be read: {error}")
+            self._ended(attempt, files.Collected([], 0))
+            return
+        attempt.filling = filling(d, launch.machine_ad)
+        attempt.set_environment(recipe.environment(d, self._base, launch.env), self._family.add(attempt))
+        if self._scratch.reuse(attempt) or (yield from self._scratch.furnish(attempt)):
+            self._start(attempt, Stage.PRE if d.pre else Stage.PAYLOAD)
+        else:
+            self._clear(attempt)
 
     # ---- processes ---------------------------------------------------------------------------------------------
 
@@ -180,6 +203,7 @@ class Keeper:
         d = attempt.description
         command = d.pre if stage == Stage.PRE else d.post if stage == Stage.POST else None
         self._family.before_start(attempt)
+        began = time.monotonic()
         try:
             pid = attempt.spawn(command)
         except (OSError, ValueError) as error:
@@ -193,8 +217,8 @@ class Keeper:
         attempt.pid = pid
         self._family.started(attempt, pid)
         if stage == Stage.PAYLOAD:
-            attempt.started_at = time.monotonic()
-            self._pipe.put(talk.Launched(attempt.token, pid))
+            attempt.started_at = began
+            self._report.started(attempt.token, pid, began)
         if d.wall_time_s:
             reason = f"It ran longer than its wall time of {d.wall_time_s:g} s"
             self._agenda.at(d.wall_time_s, attempt, lambda: self._limit(attempt, pid, Outcome.TIMEOUT, reason))
@@ -253,6 +277,10 @@ class Keeper:
     def _stop(self, attempt: Attempt, outcome: Outcome, reason: str, grace_s: float | None) -> None:
         """End it by its signal, then SIGKILL. The first verdict stands; a later one may only shorten the grace."""
         if attempt.stage >= Stage.CLEARING:
+            return
+        if attempt.stage == Stage.WAITING:
+            attempt.fail(outcome, 0, reason)
+            self._ended(attempt, files.Collected([], 0))
             return
         if attempt.verdict is None:
             attempt.fail(outcome, 0, reason)
@@ -317,10 +345,13 @@ class Keeper:
 
     def _look(self) -> None:
         """One look serves all attempts that ended in this turn."""
-        began = time.monotonic()
-        if not self._clearing or began < self._look_at:
+        if not self._clearing or time.monotonic() < self._look_at:
             return
+        began = time.thread_time()
         left = self._family.look()
+        cost = time.thread_time() - began
+        # What is being killed may grow meanwhile: then we may not rest long.
+        self._look_at = time.monotonic() + cost * (1 if left else _REST) if cost > _CHEAP_S else 0.0
         needed = self._family.looks
         for attempt in list(self._clearing):
             attempt.clean_looks = 0 if attempt in left else attempt.clean_looks + 1
@@ -328,28 +359,28 @@ class Keeper:
                 self._clearing.discard(attempt)
                 attempt.stage = Stage.COLLECTING
                 self._agenda.chore(self._collect(attempt), attempt)
-        ended = time.monotonic()
-        # What is being killed may grow meanwhile: then we may not rest long.
-        self._look_at = ended + (ended - began) * (1 if left else _REST) if ended - began > _CHEAP_S else 0.0
 
     def _collect(self, attempt: Attempt) -> Chore:
         by_itself = (attempt.verdict or attempt.ran()) in BY_ITSELF
         if attempt.verdict in (Outcome.CANCELLED, Outcome.EVICTED, Outcome.LOST):
             found = files.Collected([], 0)
         else:
-            found = yield from files.collect(attempt.sandbox, attempt.description, attempt.staged, by_itself)
+            found = yield from files.collect(attempt.sandbox, attempt.description, attempt.prints, by_itself)
         self._ended(attempt, found)
 
     def _ended(self, attempt: Attempt, found: files.Collected) -> None:
         """Nothing of it is left: say so, and forget it."""
         if attempt.over:
             return
-        attempt.over = True
-        self._family.forget(attempt)
-        del self._attempts[attempt.token]
-        self._pipe.put(talk.Exited(attempt.token, attempt.result(found)))
-        if attempt.discarded:
-            self._agenda.chore(self._discard(attempt.sandbox), None)
+        ended = attempt.result(found)
+        kept = not attempt.discarded and any(output.data is None for output in ended.outputs)
+        self._report.ended(talk.Exited(attempt.token, ended, kept), time.monotonic())
+        if attempt.env:
+            # It had begun.
+            self._family.forget(attempt)
+            if not kept:
+                self._scratch.leave(attempt, found)
+        self._let_go(attempt)
 
 
 def main(argv: list[str]) -> None:

@@ -12,7 +12,7 @@ from pilotq.model import Ended, Outcome
 from pilotq.wire import Token
 
 _LENGTH = struct.Struct("<I")
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -37,6 +37,10 @@ class Launch(_Message, frozen=True):
     env: dict[str, str]
     #: Content of _CONDOR_MACHINE_AD.
     machine_ad: str
+    #: Start when that attempt is over; at once when it is not here (any more).
+    after: Token | None = None
+    #: Files that are not in the cache, by digest.
+    inline: dict[str, bytes] = {}
 
 
 class End(_Message, frozen=True):
@@ -46,6 +50,12 @@ class End(_Message, frozen=True):
     outcome: Outcome
     #: None: the grace of its description.
     grace_s: float | None
+
+
+class Return(_Message, frozen=True):
+    """Give it back (`Returned`) when it still waits for the one before it; else of no effect."""
+
+    token: Token
 
 
 class Discard(_Message, frozen=True):
@@ -63,21 +73,29 @@ class Ready(_Message, frozen=True):
 
 
 class Launched(_Message, frozen=True):
-    """The payload runs."""
+    """The payload runs. Of one that ends soon only `Exited` is said."""
 
     token: Token
     pid: int
 
 
 class Exited(_Message, frozen=True):
-    """It ended; no process of it is left. Its sandbox stays until `Discard`."""
+    """It ended; no process of it is left."""
 
     token: Token
     ended: Ended
+    #: Its sandbox has outputs that must be pulled, and stays until `Discard`; else it is gone.
+    kept: bool = False
 
 
-Order = Launch | End | Discard
-Event = Ready | Launched | Exited
+class Returned(_Message, frozen=True):
+    """It was not started and never will be: as if it had not come."""
+
+    token: Token
+
+
+Order = Launch | End | Return | Discard
+Event = Ready | Launched | Exited | Returned
 orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
@@ -93,6 +111,7 @@ class Pipe(Generic[T]):
         self._decoder = decoder
         self._encoder = msgspec.msgpack.Encoder()
         self._in = bytearray()
+        self._chunk = bytearray(_CHUNK)
         self._out = bytearray()
 
     def put(self, message: Any) -> None:
@@ -116,23 +135,24 @@ class Pipe(Generic[T]):
     def get(self) -> list[T] | None:
         """All complete messages that came; None when the other side is gone."""
         try:
-            data = self.sock.recv(_CHUNK)
+            count = self.sock.recv_into(self._chunk)
         except BlockingIOError:
             return []
         except OSError:
             return None
-        if not data:
+        if not count:
             return None
         buffer = self._in
-        buffer += data
+        buffer += memoryview(self._chunk)[:count]
         found: list[T] = []
         at = 0
-        while len(buffer) - at >= 4:
-            end = at + 4 + _LENGTH.unpack_from(buffer, at)[0]
-            if end > len(buffer):
-                break
-            found.append(self._decoder.decode(bytes(buffer[at + 4 : end])))
-            at = end
+        with memoryview(buffer) as view:
+            while len(view) - at >= 4:
+                end = at + 4 + _LENGTH.unpack_from(view, at)[0]
+                if end > len(view):
+                    break
+                found.append(self._decoder.decode(view[at + 4 : end]))
+                at = end
         if at:
             del buffer[:at]
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -13,10 +14,17 @@ from pathlib import Path
 
 from pilotq.errors import UnavailableError, UserError
 from pilotq.mover.pieces import checked, is_digest, piece, sync_path, write_all
+from pilotq.mover.small import SmallFiles
+from pilotq.wire import INLINE_BYTES_MAX, NOT_KEPT, NOT_NOW
+
+log = logging.getLogger(__name__)
 
 
 class BlobStore:
-    """The kept files of the head, `ab/<digest>`: on disk before their digest is told."""
+    """The kept files of the head: on disk before their digest is told.
+
+    Each is a file `ab/<digest>`; small ones that came many at a time are rows of `small.db`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -24,6 +32,7 @@ class BlobStore:
         for leftover in folder.glob("put-*"):
             leftover.unlink()
         self._count = 0
+        self._small = SmallFiles(folder / "small.db")
         #: Naming and sweeping exclude each other, and a file is told to be there only after its directory is synced.
         self._naming = threading.Lock()
 
@@ -31,11 +40,43 @@ class BlobStore:
         return self.folder / checked(digest)[:2] / digest
 
     def has(self, digest: str) -> bool:
-        return self.path(digest).exists()
+        return self.path(digest).exists() or digest in self._small.get([digest])
 
     def read(self, digest: str, offset: int, length: int) -> tuple[int, bytes]:
-        """Size of a file and a piece of it; size -1 when it is not kept here, or this is no digest."""
-        return piece(self.path(digest), offset, length) if is_digest(digest) else (-1, b"")
+        """Size of a file and a piece of it; or `NOT_KEPT` (or no digest) or `NOT_NOW`."""
+        if not is_digest(digest):
+            return NOT_KEPT, b""
+        found = piece(self.path(digest), offset, length)
+        if found[0] >= 0:
+            return found
+        try:
+            data = self._small.get([digest]).get(digest)
+        except UnavailableError as error:
+            log.warning("kept files cannot be read", extra={"facts": {"reason": str(error)}})
+            return NOT_NOW, b""
+        start = max(0, offset)
+        return (NOT_KEPT, b"") if data is None else (len(data), data[start : start + max(0, length)])
+
+    def read_small(self, digests: list[str]) -> dict[str, bytes]:
+        """Those of these files that were kept by `put_small`, or were small and kept by `put`; by digest."""
+        try:
+            found = self._small.get(digests)
+        except UnavailableError:
+            return {}
+        for digest in digests:
+            if digest not in found:
+                size, data = piece(self.path(digest), 0, INLINE_BYTES_MAX)
+                if size == len(data):
+                    found[digest] = data
+        return found
+
+    async def put_small(self, files: list[bytes]) -> list[tuple[str, int]]:
+        """Keep many small files at once; digest and size of each, when all are on disk.
+
+        Raises: UnavailableError when the disk does not take them.
+        """
+        digests = await asyncio.to_thread(self._small.put, files)
+        return [(digest, len(data)) for digest, data in zip(digests, files, strict=True)]
 
     async def put(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Keep what comes; its digest and size, when it is on disk.
@@ -104,6 +145,11 @@ class BlobStore:
     def sweep(self, in_use: Container[str], older_than_s: float) -> int:
         """Remove what nobody needs any more; how many."""
         limit, removed = time.time() - older_than_s, 0
+        try:
+            removed = self._small.sweep(in_use, older_than_s)
+        except UnavailableError as error:
+            # The next sweep will do it.
+            log.warning("kept files cannot be swept", extra={"facts": {"reason": str(error)}})
         for path in self.folder.glob("??/*"):
             if path.name in in_use:
                 continue

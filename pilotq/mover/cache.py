@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pilotq import wire
 from pilotq.errors import PeerError
-from pilotq.mover.pieces import WINDOW, Pieces, ask, checked, is_digest, piece
+from pilotq.mover.pieces import WINDOW, Pieces, Window, checked, is_digest, piece
 
 
 class _Part:
@@ -44,11 +44,12 @@ class Cache:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in folder.glob("*.part"):
             leftover.unlink()
-        #: Sizes, least recently used first.
+        #: Sizes, least recently used first; their sum.
         self._sizes: OrderedDict[str, int] = OrderedDict()
+        self.size_bytes = 0
         for path in folder.iterdir():
             if is_digest(path.name):
-                self._sizes[path.name] = path.stat().st_size
+                self._add(path.name, path.stat().st_size)
         self._parts: dict[str, _Part] = {}
 
     def has(self, digest: str) -> bool:
@@ -89,7 +90,7 @@ class Cache:
         if is_right:
             part.path.chmod(0o400)
             part.path.replace(self.folder / digest)
-            self._sizes[digest] = size
+            self._add(digest, size)
         else:
             part.path.unlink()
         return is_right
@@ -102,18 +103,22 @@ class Cache:
             part.path.unlink(missing_ok=True)
 
     def drop(self, digest: str) -> None:
-        if self._sizes.pop(digest, None) is not None:
+        size = self._sizes.pop(digest, None)
+        if size is not None:
+            self.size_bytes -= size
             (self.folder / digest).unlink(missing_ok=True)
+
+    def _add(self, digest: str, size: int) -> None:
+        self.size_bytes += size - self._sizes.get(digest, 0)
+        self._sizes[digest] = size
 
     def trim(self, limit_bytes: int, in_use: Container[str] = ()) -> None:
         """Drop what was not used for longest, until the rest is within the limit."""
-        excess = sum(self._sizes.values()) - limit_bytes
-        for digest, size in list(self._sizes.items()):
-            if excess <= 0:
+        for digest in list(self._sizes) if self.size_bytes > limit_bytes else ():
+            if self.size_bytes <= limit_bytes:
                 return
             if digest not in in_use:
                 self.drop(digest)
-                excess -= size
 
 
 class Done(NamedTuple):
@@ -131,23 +136,22 @@ class Fetcher:
 
     def __init__(self, cache: Cache, window: int = WINDOW) -> None:
         self.cache = cache
-        self._window = window
-        self._wanted: dict[str, Pieces] = {}
+        self._wanted = Window(window)
 
     def want(self, digest: str, size: int = -1) -> None:
         """Fetch a file; to want it twice does no harm."""
-        if digest not in self._wanted and not self.cache.has(digest):
-            self._wanted[checked(digest)] = Pieces(size)
+        if digest not in self._wanted.files and not self.cache.has(digest):
+            self._wanted.files[checked(digest)] = Pieces(size)
 
     def requests(self) -> Iterator[wire.Get]:
         """What to ask for now."""
-        for digest, offset in ask(self._wanted.items(), self._window):
+        for digest, offset in self._wanted.ask():
             yield wire.Get(digest, offset)
 
     def on_chunk(self, chunk: wire.Chunk) -> Done | None:
         """Take a piece; the end, when it was the last of its file or the file cannot be had."""
-        pieces = self._wanted.get(chunk.digest)
-        if pieces is None or chunk.offset not in pieces.asked:
+        pieces = self._wanted.answered(chunk.digest, chunk.offset)
+        if pieces is None:
             return None
         reason, may_pass = "", False
         if chunk.size == wire.NOT_NOW:
@@ -160,18 +164,17 @@ class Fetcher:
             pieces.size = chunk.size
             try:
                 self.cache.write(chunk.digest, chunk.offset, chunk.data)
-                pieces.arrived(chunk.offset)
+                pieces.arrived()
                 if not pieces.is_whole:
                     return None
                 if not self.cache.finish(chunk.digest):
                     reason = "an input file came damaged"
             except OSError as error:
                 reason, may_pass = f"an input file cannot be kept: {error.strerror}", True
-        del self._wanted[chunk.digest]
+        self._wanted.drop(chunk.digest)
         self.cache.give_up(chunk.digest)
         return Done(chunk.digest, reason, may_pass)
 
     def restart(self) -> None:
         """The session is new: what was asked for will not come."""
-        for pieces in self._wanted.values():
-            pieces.restart()
+        self._wanted.restart()

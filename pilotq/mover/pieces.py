@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from pilotq import wire
 from pilotq.errors import PeerError
@@ -82,8 +80,7 @@ class Pieces:
         """Bytes of a piece."""
         return min(wire.CHUNK_BYTES, self.size - offset)
 
-    def arrived(self, offset: int) -> None:
-        self.asked.remove(offset)
+    def arrived(self) -> None:
         self._there += 1
 
     @property
@@ -96,11 +93,41 @@ class Pieces:
         self.asked.clear()
 
 
-def ask(all_pieces: Iterable[tuple[Any, Pieces]], window: int) -> Iterator[tuple[Any, int]]:
-    """Name and offset of what to ask for, oldest first, so that a window is under way."""
-    named = list(all_pieces)
-    room = window - sum(len(pieces.asked) for _, pieces in named)
-    for name, pieces in named:
-        while room > 0 and (offset := pieces.next()) is not None:
-            room -= 1
-            yield name, offset
+class Window:
+    """The pieces of many files, asked for so that so many are under way; the oldest file first."""
+
+    def __init__(self, pieces_max: int = WINDOW) -> None:
+        #: Files that are not whole, by name.
+        self.files: dict[str, Pieces] = {}
+        self._pieces_max = pieces_max
+        self._under_way = 0
+
+    def ask(self) -> list[tuple[str, int]]:
+        """Name and offset of what to ask for now. Cost: as many files are looked at as pieces may be under way."""
+        found: list[tuple[str, int]] = []
+        for name, pieces in self.files.items():
+            while self._under_way < self._pieces_max and (offset := pieces.next()) is not None:
+                self._under_way += 1
+                found.append((name, offset))
+            if self._under_way >= self._pieces_max:
+                break
+        return found
+
+    def answered(self, name: str, offset: int) -> Pieces | None:
+        """A piece came: of which file; None when it was not asked for."""
+        pieces = self.files.get(name)
+        if pieces is None or offset not in pieces.asked:
+            return None
+        pieces.asked.remove(offset)
+        self._under_way -= 1
+        return pieces
+
+    def drop(self, name: str) -> None:
+        """It is whole, or will not come."""
+        self._under_way -= len(self.files.pop(name).asked)
+
+    def restart(self) -> None:
+        """Nothing that was asked for will come."""
+        for pieces in self.files.values():
+            pieces.restart()
+        self._under_way = 0

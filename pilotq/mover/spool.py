@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pilotq import wire
 from pilotq.model import OutputFile
-from pilotq.mover.pieces import WINDOW, Pieces, ask, sync_path
+from pilotq.mover.pieces import WINDOW, Pieces, Window, sync_path
 
 _NAME = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
@@ -22,43 +22,57 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        #: Directories that are there: most attempts have none, and nothing is to be removed for them.
+        self._there = {path.name for path in folder.iterdir()}
 
     def path(self, token: wire.Token) -> Path:
         return self.folder / f"{token.cluster}.{token.proc}.{token.attempt}"
 
+    def make(self, token: wire.Token) -> Path:
+        """An empty directory for an attempt.
+
+        Raises: OSError.
+        """
+        self.discard(token)
+        path = self.path(token)
+        path.mkdir(mode=0o700)
+        self._there.add(path.name)
+        return path
+
     def discard(self, token: wire.Token) -> None:
-        shutil.rmtree(self.path(token), ignore_errors=True)
+        path = self.path(token)
+        if path.name in self._there:
+            self._there.discard(path.name)
+            shutil.rmtree(path, ignore_errors=True)
 
     def sweep(self, keep: Container[wire.Token]) -> None:
         """At the start: remove all but these; what was half pulled is pulled again."""
-        for path in self.folder.iterdir():
-            found = _NAME.fullmatch(path.name)
-            if found and wire.Token(*map(int, found.groups())) not in keep:
-                shutil.rmtree(path, ignore_errors=True)
+        for name in list(self._there):
+            found = _NAME.fullmatch(name)
+            if found and (token := wire.Token(*map(int, found.groups()))) not in keep:
+                self.discard(token)
 
 
 class Pulling:
     """The outputs of one attempt on their way into the spool: those without data of their own."""
 
-    def __init__(self, spool: Spool, token: wire.Token, outputs: list[OutputFile]) -> None:
+    def __init__(self, spool: Spool, token: wire.Token, outputs: list[OutputFile], window: int = WINDOW) -> None:
         """Begin anew, whatever is in the spool.
 
         Raises: OSError.
         """
         self.token = token
-        self._folder = spool.path(token)
-        spool.discard(token)
-        self._folder.mkdir(mode=0o700)
+        self._folder = spool.make(token)
         self._index: dict[str, int] = {}
-        self._pieces: dict[str, Pieces] = {}
+        self._wanted = Window(window)
         for index, output in enumerate(outputs):
             if output.data is None and output.size_bytes > 0:
                 self._index[output.name] = index
-                self._pieces[output.name] = Pieces(output.size_bytes)
+                self._wanted.files[output.name] = Pieces(output.size_bytes)
 
-    def requests(self, window: int = WINDOW) -> Iterator[wire.Pull]:
+    def requests(self) -> Iterator[wire.Pull]:
         """What to ask for now."""
-        for name, offset in ask(self._pieces.items(), window):
+        for name, offset in self._wanted.ask():
             yield wire.Pull(self.token, name, offset)
 
     def on_data(self, data: wire.Data) -> str | None:
@@ -66,25 +80,26 @@ class Pulling:
 
         Raises: OSError when the head's disk does not take it.
         """
-        pieces = self._pieces.get(data.name)
-        if pieces is None or data.offset not in pieces.asked:
+        pieces = self._wanted.answered(data.name, data.offset)
+        if pieces is None:
             return None
         if data.missing:
             return f"output {data.name} is not on the worker any more"
         if len(data.data) != pieces.length(data.offset):
             return f"output {data.name} has another size than its worker said"
         self._write(self._index[data.name], data.offset, data.data)
-        pieces.arrived(data.offset)
+        pieces.arrived()
+        if pieces.is_whole:
+            self._wanted.drop(data.name)
         return "" if self.is_whole else None
 
     @property
     def is_whole(self) -> bool:
-        return all(pieces.is_whole for pieces in self._pieces.values())
+        return not self._wanted.files
 
     def restart(self) -> None:
         """The way to the worker is new: what was asked for will not come."""
-        for pieces in self._pieces.values():
-            pieces.restart()
+        self._wanted.restart()
 
     def sync(self) -> None:
         """Make it durable; for a thread, it may take long.

@@ -6,17 +6,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any
 
 import msgspec
 
 from pilotq.condor import options
-from pilotq.condor.jobad import facts_of
 from pilotq.condor.options import Query
 from pilotq.condor.request import Reply, Request, raw, read_request, write_fields, write_reply
 from pilotq.errors import PilotqError, UserError
-from pilotq.model import STATE_NAMES, Facts, Outcome, State
+from pilotq.model import STATE_NAMES, Outcome, State
 from pilotq.query.questions import HeadFacts, Question
 from pilotq.query.reader import Reader, Run
 
@@ -171,10 +170,12 @@ def clusters(ids: list[int], reader: Reader) -> list[dict[str, Any]]:
     found = []
     for cluster in reader.clusters(ids, ended=True):
         counts = Counter(dict.fromkeys(STATE_NAMES.values(), 0))
-        failed = 0
-        for run in chain(reader.runs(cluster), reader.history([(cluster.id, None)])):
+        ended, failed = reader.ended(cluster)
+        for state, count in ended.items():
+            counts[STATE_NAMES[state]] += count
+        for run in reader.runs(cluster):
             counts[STATE_NAMES[run.state]] += run.count
-            failed += run.state == State.DONE and facts_of(run.facts).outcome != Outcome.OK
+            failed += run.count if run.state == State.DONE and run.facts.outcome != Outcome.OK else 0
         common = cluster.template.common
         found.append(
             {
@@ -203,11 +204,10 @@ def tasks(wanted: TasksWanted, reader: Reader) -> list[dict[str, Any]]:
             continue
         if wanted.state == "failed" and run.state != State.DONE:
             continue
-        facts = facts_of(run.facts)
-        if wanted.state == "failed" and facts.outcome == Outcome.OK:
+        if wanted.state == "failed" and run.facts.outcome == Outcome.OK:
             continue
         procs = range(run.first, run.first + min(run.count, limit - len(found)))
-        found += [_task(run, proc, facts) for proc in procs]
+        found += [_task(run, proc) for proc in procs]
         if len(found) >= limit:
             break
     return found
@@ -220,7 +220,8 @@ def _all_runs(reader: Reader, wanted: TasksWanted) -> Iterator[Run]:
         yield from reader.history(None if wanted.cluster is None else [(wanted.cluster, None)])
 
 
-def _task(run: Run, proc: int, facts: Facts) -> dict[str, Any]:
+def _task(run: Run, proc: int) -> dict[str, Any]:
+    facts = run.facts
     known = facts.outcome in Outcome._value2member_map_
     return {
         "task": f"{run.cluster.id}.{proc}",

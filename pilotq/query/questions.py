@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import msgspec
 
@@ -17,6 +18,7 @@ from pilotq.condor.jobad import Job
 from pilotq.condor.jobrules import Scope, scope
 from pilotq.condor.options import Query
 from pilotq.condor.tables import Batch
+from pilotq.core.tasks import NO_FACTS
 from pilotq.errors import UserError
 from pilotq.model import CONDOR_STATUS, State
 from pilotq.query.reader import Cluster, Reader, Run
@@ -95,7 +97,7 @@ class Question:
         """True when no facts of its tasks are needed."""
         if self._needs is None:
             return False
-        job = Job(cluster.template, 0, cluster.state, 0, b"", self.now, self.head.schedd_name)
+        job = Job(cluster.template, 0, cluster.state, 0, NO_FACTS, self.now, self.head.schedd_name)
         scopes = self._scopes(cluster, self._needs, job)
         return scopes <= {Scope.STATE} if cluster.has_deltas else Scope.UNSTARTED not in scopes
 
@@ -141,7 +143,7 @@ class Question:
             if left is None:
                 yield run, job
             elif left > 0:
-                yield (run if run.count <= left else Run(run.cluster, run.first, left, run.state)), job
+                yield (run if run.count <= left else replace(run, count=left)), job
                 left -= run.count
             else:
                 return
@@ -157,7 +159,7 @@ class Question:
             for proc in range(run.first, run.first + run.count):
                 job = self.job(run, proc)
                 if self.is_match(job):
-                    yield Run(run.cluster, proc, 1, run.state), job
+                    yield replace(run, first=proc, count=1), job
 
     def job(self, run: Run, proc: int) -> Job:
         return self.reader.job(run, proc, self.now, self.head.schedd_name)
@@ -167,6 +169,8 @@ class Question:
 
     def is_common(self, run: Run, names: tuple[str, ...], job: Job) -> bool:
         """True when these attributes, and what they refer to, are the same for all procs of a run."""
+        if run.facts is not NO_FACTS:
+            return self._scope(run.cluster, names, job) < Scope.PROC
         key = (run.cluster.id, names)
         found = self._common.get(key)
         if found is None:
@@ -209,7 +213,7 @@ class Question:
                 continue
             for state, count in by_cluster.get(cluster.id, Counter()).items():
                 if self.constraint is not None:
-                    job = Job(cluster.template, 0, state, 0, b"", self.now, self.head.schedd_name)
+                    job = Job(cluster.template, 0, state, 0, NO_FACTS, self.now, self.head.schedd_name)
                     if self._scope(cluster, self.constraint.names, job) > Scope.STATE:
                         return None
                     if not self.is_match(job):

@@ -1,33 +1,40 @@
 """From the store's tables to runs of tasks, in one snapshot, streaming.
 
-A *run* is consecutive procs of a cluster in the same state. Tasks that were never touched have no row: a run of a
-million of them is one object. A task with a row is a run of its own, its facts unpacked only when looked at.
+A *run* is consecutive procs of a cluster in the same state. Tasks that were never touched are in no block: a run of a
+million of them is one object. The others are in runs of those that have attempt and facts in common.
 
 Order: a Reader is one thread's and one request's; all it says is of one moment of the queue.
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import zlib
+from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
 
 from pilotq.condor.jobad import Common, Job, Template, body_of
+from pilotq.core.tasks import NO_FACTS
 from pilotq.errors import UnavailableError
-from pilotq.model import State
+from pilotq.model import Facts, State
+from pilotq.store.blocks import LEFT, NONE, SPAN, paint, procs_of, read_body
 
 _COMMONS_MAX = 20_000
 _STATES = {int(state): state for state in State}
-_TASKS = "select cluster, proc, state, attempt, facts from task"
+_DAMAGED = Facts(reason="its record in the store is damaged")
+#: Neighbours that are alike.
+_ALIKE = re.compile(rb"(.)\1*", re.DOTALL)
 #: Columns before the body, so that it is not read.
 _CLUSTER = (
     "cluster, owner, count, submitted_at, state, exists(select 1 from delta where delta.cluster = cluster.cluster)"
@@ -56,8 +63,27 @@ class Run:
     count: int
     state: State
     attempt: int = 0
-    #: Packed; only when count is 1.
-    facts: bytes = b""
+    #: Of each of them.
+    facts: Facts = NO_FACTS
+
+
+class _Block(NamedTuple):
+    """Columns of a row of `task` or `history`."""
+
+    n: int
+    cluster: int
+    first: int
+    last: int
+    size: int
+    packed: bytes
+    state: int
+
+    @property
+    def procs(self) -> Sequence[int]:
+        return procs_of(self.first, self.last, self.packed)
+
+
+_COLUMNS = "b.n, b.cluster, b.first, b.last, b.count, b.procs, b.state"
 
 
 class Commons:
@@ -157,15 +183,10 @@ class Reader:
 
     def queue(self, is_bare: Callable[[Cluster], bool]) -> Iterator[Run]:
         """Everything in the queue, by cluster and proc; `is_bare` as for `runs`, asked for each cluster."""
-        left = "select c.cluster, h.proc, 0, 0, null from cluster c cross join history h on h.cluster = c.cluster"
-        rows = self._rows(f"{_TASKS} union all {left} where c.live = 1 order by 1, 2")
-        groups = groupby(rows, itemgetter(0))
-        number, group = next(groups, (0, iter(())))
+        tasks, left = self._blocks("task"), self._blocks("history")
         for cluster in self.clusters():
-            while 0 < number < cluster.id:
-                number, group = next(groups, (0, iter(())))
-            own = group if number == cluster.id else iter(())
-            yield from _merged(cluster, own) if is_bare(cluster) else _single(cluster, own)
+            runs = self._bare if is_bare(cluster) else self._full
+            yield from runs(cluster, tasks(cluster.id), left(cluster.id))
 
     def runs(self, cluster: Cluster, proc: int | None = None, bare: bool = False) -> Iterator[Run]:
         """What a live cluster has in the queue, by proc; `proc`: only that one.
@@ -175,126 +196,206 @@ class Reader:
         if proc is not None:
             yield from self._run(cluster, proc)
             return
-        left = "select cluster, proc, 0, 0, null from history where cluster = ?"
-        rows = self._rows(f"{_TASKS} where cluster = ? union all {left} order by 2", cluster.id, cluster.id)
-        yield from _merged(cluster, rows) if bare else _single(cluster, rows)
+        runs, ids = self._bare if bare else self._full, [cluster.id]
+        yield from runs(cluster, self._blocks("task", ids)(cluster.id), self._blocks("history", ids)(cluster.id))
+
+    def _blocks(self, table: str, ids: Sequence[int] | None = None) -> Callable[[int], list[_Block]]:
+        """The blocks of a cluster, asked for by id in order, those that count last; of live clusters, or of these."""
+        some = "c.live = 1" if ids is None else f"c.cluster in ({','.join('?' * len(ids))})"
+        rows = self._rows(
+            f"select {_COLUMNS} from cluster c cross join {table} b on b.cluster = c.cluster"
+            f" where {some} and b.first >= 0 and b.last < c.count order by c.cluster",
+            *ids or (),
+        )
+        groups = groupby(map(_Block._make, rows), attrgetter("cluster"))
+        number, group = next(groups, (0, iter(())))
+
+        def of(wanted: int) -> list[_Block]:
+            nonlocal number, group
+            while 0 < number < wanted:
+                number, group = next(groups, (0, iter(())))
+            return sorted(group) if number == wanted else []
+
+        return of
+
+    def _details(self, table: str, block: _Block) -> dict[int, tuple[int, Facts]]:
+        """By proc, in their order: attempt and facts."""
+        try:
+            key = (block.n,) if table == "history" else (block.n, block.cluster, block.first - block.first % SPAN)
+            some = "" if table == "history" else "and cluster = ? and span = ?"
+            body, crc = self._db.execute(f"select body, body_crc from {table} where n = ? {some}", key).fetchone()
+        except sqlite3.Error as error:
+            raise _unavailable(error) from error
+        if zlib.crc32(body) != crc:
+            return dict.fromkeys(block.procs, (0, _DAMAGED))
+        attempts, facts = read_body(body, block.size)
+        return dict(zip(block.procs, zip(attempts, facts, strict=True), strict=True))
 
     def _run(self, cluster: Cluster, proc: int) -> Iterator[Run]:
-        sql = "select state, attempt, facts from task where cluster = ? and proc = ?"
-        for state, attempt, facts in self._rows(sql, cluster.id, proc):
-            yield Run(cluster, proc, 1, _STATES[state], attempt, facts)
+        """The one task, if it is in the queue."""
+        found: dict[str, _Block | None] = {}
+        for table, begin in ("history", "first >="), ("task", "span ="):
+            rows = self._rows(
+                f"select {_COLUMNS} from {table} b"
+                f" where cluster = ? and {begin} ? and first <= ? and last >= ? order by n desc",
+                *(cluster.id, proc - proc % SPAN, proc, proc),
+            )
+            found[table] = next((block for block in map(_Block._make, rows) if proc in block.procs), None)
+        block = found["task"]
+        if proc >= cluster.count or found["history"] is not None:
             return
-        if proc < cluster.count and not any(
-            self._rows("select 1 from history where cluster = ? and proc = ?", cluster.id, proc)
-        ):
+        if block is None:
             yield Run(cluster, proc, 1, cluster.state)
+            return
+        yield Run(cluster, proc, 1, _STATES[block.state], *self._details("task", block)[proc])
+
+    def _bare(self, cluster: Cluster, tasks: list[_Block], left: list[_Block]) -> Iterator[Run]:
+        if not tasks and not left:
+            yield Run(cluster, 0, cluster.count, cluster.state)
+            return
+        untouched, gone = bytes((cluster.state,)), LEFT % 256
+        states = _states(tasks, left).replace(bytes((NONE,)), untouched)
+        if len(states) < cluster.count:
+            # It stands for all the rest.
+            states += untouched
+        for match in _ALIKE.finditer(states):
+            first, end = match.span()
+            if end == len(states):
+                end = cluster.count
+            if states[first] != gone:
+                yield Run(cluster, first, end - first, _STATES[states[first]])
+
+    def _full(self, cluster: Cluster, tasks: list[_Block], left: list[_Block]) -> Iterator[Run]:
+        if not tasks:
+            yield from self._bare(cluster, tasks, left)
+            return
+        where = array("q")
+        for block in tasks:
+            paint(where, block.procs, block.n)
+        for block in left:
+            paint(where, block.procs, LEFT)
+        known = {block.n: block for block in tasks}
+        details: dict[int, dict[int, tuple[int, Facts]]] = {}
+        first = 0
+        for n, group in groupby(where):
+            end = first + len(list(group))
+            if n == NONE:
+                yield Run(cluster, first, end - first, cluster.state)
+            elif n != LEFT:
+                block = known[n]
+                if n not in details:
+                    details = {key: found for key, found in details.items() if known[key].last > first}
+                    details[n] = self._details("task", block)
+                yield from _alike(cluster, first, end, _STATES[block.state], details[n])
+            first = end
+        if first < cluster.count:
+            yield Run(cluster, first, cluster.count - first, cluster.state)
+
+    # ---- counts
 
     def counts(self, ids: Iterable[int] | None = None) -> dict[int, Counter[State]]:
         """Tasks in the queue by cluster and state, from columns alone."""
-        if ids is None:
-            where, values = "cluster in (select cluster from cluster where live = 1)", []
-        else:
-            values = sorted(set(ids))
-            where = f"cluster in ({','.join('?' * len(values))})"
-        found: dict[int, Counter[State]] = {}
-        unstarted: dict[int, list[int]] = {}
-        live = f"select cluster, count, state from cluster where live = 1 and {where} order by cluster"
-        for number, count, state in self._rows(live, *values):
-            found[number] = Counter()
-            unstarted[number] = [count, state]
-        for number, count in self._rows(f"select cluster, count(*) from history where {where} group by 1", *values):
-            if number in unstarted:
-                unstarted[number][0] -= count
-        rows = self._rows(f"select cluster, state, count(*) from task where {where} group by 1, 2", *values)
-        for number, state, count in rows:
-            if number in found:
-                found[number][_STATES[state]] += count
-                unstarted[number][0] -= count
-        for number, (left, state) in unstarted.items():
-            if left > 0:
-                found[number][_STATES[state]] += left
-        return found
+        numbers = None if ids is None else sorted(set(ids))
+        some = "" if numbers is None else f"and c.cluster in ({','.join('?' * len(numbers))})"
+        return self._counted("c.cluster", some, numbers or ())
 
     def totals(self) -> dict[str, Counter[State]]:
         """Tasks in the queue by owner and state."""
-        found: dict[str, Counter[State]] = {}
-        for owner, state, count in self._rows(
-            "select owner, state, sum(count) from cluster where live = 1 group by 1, 2"
-        ):
-            found.setdefault(owner, Counter())[_STATES[state]] = count
-        joined = "from cluster c cross join task t on t.cluster = c.cluster where c.live = 1"
-        rows = self._rows(f"select c.owner, c.state, t.state, count(*) {joined} group by 1, 2, 3")
-        for owner, untouched, state, count in rows:
-            found[owner][_STATES[untouched]] -= count
-            found[owner][_STATES[state]] += count
-        joined = "from cluster c cross join history h on h.cluster = c.cluster where c.live = 1"
-        for owner, untouched, count in self._rows(f"select c.owner, c.state, count(*) {joined} group by 1, 2"):
-            found[owner][_STATES[untouched]] -= count
-        return {owner: +counts for owner, counts in found.items()}
+        return self._counted("c.owner")
+
+    def _counted(self, by: str, some: str = "", values: Iterable[int] = ()) -> dict[Any, Counter[State]]:
+        found: dict[Any, Counter[State]] = {}
+        rows = self._rows(
+            f"select {by}, c.state, sum(c.count) from cluster c where c.live = 1 {some} group by 1, 2", *values
+        )
+        for key, state, count in rows:
+            found.setdefault(key, Counter())[_STATES[state]] = count
+        rows = self._rows(
+            # Few blocks of many clusters, or those of few clusters.
+            f"select {by}, c.state, b.state, sum(b.alive)"
+            f" from {'cluster c cross join task b' if some else 'task b cross join cluster c'} on c.cluster = b.cluster"
+            f" where c.live = 1 {some} group by 1, 2, 3",
+            *values,
+        )
+        for key, untouched, state, count in rows:
+            found[key][_STATES[untouched]] -= count
+            found[key][_STATES[state]] += count
+        rows = self._rows(
+            f"select {by}, c.state, sum(b.count) from cluster c cross join history b on b.cluster = c.cluster"
+            f" where c.live = 1 {some} group by 1, 2",
+            *values,
+        )
+        for key, untouched, count in rows:
+            found[key][_STATES[untouched]] -= count
+        return {key: +counts for key, counts in found.items()}
 
     # ---- history
 
     def history(self, ids: Iterable[tuple[int, int | None]] | None = None, forwards: bool = False) -> Iterator[Run]:
         """Ended tasks in the order they left the queue, the last first unless `forwards`; `ids`: only these."""
-        wanted: dict[int, list[int | None]] = {}
+        wanted: dict[int, set[int | None]] = {}
         for number, proc in ids or ():
-            wanted.setdefault(number, []).append(proc)
-        where, values = [], []
-        for number, procs in wanted.items():
-            values.append(number)
-            if None in procs:
-                where.append("cluster = ?")
-            else:
-                where.append(f"(cluster = ? and proc in ({','.join('?' * len(procs))}))")
-                values += [proc for proc in procs if proc is not None]
-        condition = f"where {' or '.join(where)}" if ids is not None else ""
-        if ids is not None and not where:
-            return
+            wanted.setdefault(number, set()).add(proc)
+        condition, values = "", list[int]()
+        if ids is not None:
+            condition = f"where b.cluster in ({','.join('?' * len(wanted))})"
+            values = list(wanted)
+        procs = {proc for asked in wanted.values() for proc in asked}
+        proc = next(iter(procs)) if len(procs) == 1 else None
+        if proc is not None:
+            # One task, as condor_history is asked most.
+            condition += " and b.first between ? and ? and b.last >= ?"
+            values += [proc - proc % SPAN, proc, proc]
         order = "asc" if forwards else "desc"
-        sql = f"select cluster, proc, state, attempt, facts from history {condition} order by n {order}"
         clusters: dict[int, Cluster] = {}
-        for number, proc, state, attempt, facts in self._rows(sql, *values):
+        for row in self._rows(f"select {_COLUMNS} from history b {condition} order by b.n {order}", *values):
+            block = _Block._make(row)
+            number = block.cluster
             if number not in clusters:
                 if len(clusters) > _COMMONS_MAX:
                     clusters.clear()
                 clusters.update({found.id: found for found in self.clusters([number], ended=True)})
-            if number in clusters:
-                yield Run(clusters[number], proc, 1, _STATES[state], attempt, facts)
+            if number not in clusters:
+                continue
+            details, asked = self._details("history", block), wanted.get(number, {None})
+            for proc in details if forwards else reversed(details):
+                if None in asked or proc in asked:
+                    yield Run(clusters[number], proc, 1, _STATES[block.state], *details[proc])
+
+    def ended(self, cluster: Cluster) -> tuple[Counter[State], int]:
+        """Tasks of a cluster that left the queue, by state; how many of them are done with another outcome than OK."""
+        counts: Counter[State] = Counter()
+        failed = 0
+        rows = self._rows(
+            "select state, sum(count), sum(failed) from history where cluster = ? group by state", cluster.id
+        )
+        for state, count, bad in rows:
+            counts[_STATES[state]] += count
+            failed += bad
+        return counts, failed
 
 
-def _single(cluster: Cluster, rows: Iterable[tuple[Any, ...]]) -> Iterator[Run]:
-    """Runs from all rows of a cluster by proc; state 0: left the queue."""
-    next_proc = 0
-    for _, proc, state, attempt, facts in rows:
-        if proc > next_proc:
-            yield Run(cluster, next_proc, proc - next_proc, cluster.state)
-        if state:
-            yield Run(cluster, proc, 1, _STATES[state], attempt, facts)
-        next_proc = proc + 1
-    if next_proc < cluster.count:
-        yield Run(cluster, next_proc, cluster.count - next_proc, cluster.state)
+def _states(tasks: list[_Block], left: list[_Block]) -> bytes:
+    """By proc: code of its state; NONE; LEFT. It ends with the highest proc that was touched."""
+    states = array("b")
+    for block in tasks:
+        paint(states, block.procs, block.state)
+    for block in left:
+        paint(states, block.procs, LEFT)
+    return states.tobytes()
 
 
-def _merged(cluster: Cluster, rows: Iterable[tuple[Any, ...]]) -> Iterator[Run]:
-    """The same, neighbours in the same state put together."""
-    untouched = int(cluster.state)
-    first, current, next_proc = 0, untouched, 0
-    for _, proc, state, _, _ in rows:
-        if proc > next_proc and current != untouched:
-            if current:
-                yield Run(cluster, first, next_proc - first, _STATES[current])
-            first, current = next_proc, untouched
-        if state != current:
-            if current and proc > first:
-                yield Run(cluster, first, proc - first, _STATES[current])
-            first, current = proc, state
-        next_proc = proc + 1
-    if next_proc < cluster.count and current != untouched:
-        if current:
-            yield Run(cluster, first, next_proc - first, _STATES[current])
-        first, current = next_proc, untouched
-    if current and cluster.count > first:
-        yield Run(cluster, first, cluster.count - first, _STATES[current])
+def _alike(
+    cluster: Cluster, first: int, end: int, state: State, details: dict[int, tuple[int, Facts]]
+) -> Iterator[Run]:
+    """Runs of tasks of one block that have attempt and facts in common."""
+    start, attempt, facts = first, *details[first]
+    for proc in range(first + 1, end):
+        own = details[proc]
+        if own[0] != attempt or own[1] is not facts:
+            yield Run(cluster, start, proc - start, state, attempt, facts)
+            start, attempt, facts = proc, *own
+    yield Run(cluster, start, end - start, state, attempt, facts)
 
 
 def _unavailable(error: Exception) -> UnavailableError:

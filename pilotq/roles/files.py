@@ -1,23 +1,32 @@
-"""Files on their way down: a worker's sandbox inputs, a foreman's cache for its workers."""
+"""Files on their way down: what a master sends along, a worker's sandbox inputs, a foreman's cache for its workers.
+
+Small files that only some tasks of a cluster need travel with the assignment of these, and stay in memory until they
+are in the sandbox. All others are asked for, and kept on the way.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from pilotq import wire
+from pilotq.core import turn as t
 from pilotq.errors import PeerError
 from pilotq.model import FileRef
-from pilotq.mover import Cache, Fetcher
+from pilotq.mover import BlobStore, Cache, Fetcher
 from pilotq.mover.pieces import is_digest
 
 log = logging.getLogger(__name__)
 
 #: Kept copies on a node or at a foreman; those used longest ago go first.
 CACHE_BYTES_MAX = 10 << 30
+#: Bytes of one assignment message, unless one task needs more; bytes of files that come with one task.
+ASSIGN_BYTES_MAX = 1 << 20
+TASK_INLINE_BYTES_MAX = 256 << 10
 
 
 class _Files(msgspec.Struct):
@@ -29,22 +38,58 @@ class _Files(msgspec.Struct):
 _decode = msgspec.msgpack.Decoder(_Files).decode
 
 
+def assignments(blobs: BlobStore, action: t.SendAssign, deltas: list[bytes]) -> Iterator[bytes]:
+    """The packed messages that assign tasks which differ: with their deltas, and the small files these name."""
+
+    def pack(start: int, end: int) -> bytes:
+        procs, attempts = action.procs[start:end], action.attempts[start:end]
+        return wire.pack(wire.Assign(action.cluster, procs, attempts, deltas[start:end], inline))
+
+    inline: dict[str, bytes] = {}
+    start = size = 0
+    for at, delta in enumerate(deltas):
+        own = _small_files(blobs, delta)
+        more = len(delta) + sum(map(len, own.values()))
+        if at > start and size + more > ASSIGN_BYTES_MAX:
+            yield pack(start, at)
+            start, size, inline = at, 0, {}
+        inline |= own
+        size += more
+    if deltas:
+        yield pack(start, len(deltas))
+
+
+def _small_files(blobs: BlobStore, delta: bytes) -> dict[str, bytes]:
+    if b"files" not in delta:
+        return {}
+    room, wanted = TASK_INLINE_BYTES_MAX, []
+    for file in _decode(delta).files or ():
+        if file.size_bytes <= min(wire.INLINE_BYTES_MAX, room):
+            wanted.append(file.digest)
+            room -= file.size_bytes
+    # What is not found is asked for, and then it is said why it cannot be had.
+    return blobs.read_small(wanted)
+
+
 class Stager:
-    """Brings what attempts need into the worker's cache, each file once."""
+    """Brings what attempts need to the worker, each file once."""
 
     def __init__(
         self,
         folder: Path,
         ask: Callable[[wire.Message], None],
-        on_ready: Callable[[wire.Token, str, bool], None],
+        on_ready: Callable[[list[wire.Token], str, bool], None],
     ) -> None:
-        """`on_ready(token, reason, may_pass)`: the reason is empty when all is there."""
+        """`on_ready(tokens, reason, may_pass)`: the reason is empty when all is there."""
         self.cache = Cache(folder)
         self._ask, self._on_ready = ask, on_ready
         self._fetcher = Fetcher(self.cache)
-        #: Attempts that wait, and the digests they wait for; all attempts, and what they need.
+        #: Attempts that wait, and the digests they wait for; who waits for a digest.
         self._waiting: dict[wire.Token, set[str]] = {}
+        self._waiting_for: dict[str, dict[wire.Token, None]] = {}
+        #: All attempts that have not ended: what they need from the cache, and what came with them.
         self._needed: dict[wire.Token, list[str]] = {}
+        self._inline: dict[wire.Token, dict[str, bytes]] = {}
 
     def keep(self, inline: dict[str, bytes]) -> None:
         """Small files that came with a description; what the disk does not take is fetched when it is needed."""
@@ -56,33 +101,62 @@ class Stager:
                 self.cache.give_up(digest)
                 log.warning("a file cannot be kept", extra={"facts": {"reason": str(error)}})
 
-    def stage(self, token: wire.Token, body: bytes, delta: bytes) -> None:
-        files = (_decode(delta).files if delta else None) or _decode(body).files or []
-        self._needed[token] = [file.digest for file in files]
-        missing = {file.digest: file.size_bytes for file in files if not self.cache.has(file.digest)}
-        if not missing:
-            self._on_ready(token, "", False)
-            return
-        self._waiting[token] = set(missing)
-        for digest, size in missing.items():
-            self._fetcher.want(digest, size)
+    def stage(
+        self, tokens: list[wire.Token], body: bytes, deltas: list[bytes], inline: dict[str, bytes] | None = None
+    ) -> None:
+        """Bring what attempts of one cluster need; `inline` came with them."""
+        sent = _undamaged(inline or {})
+        common = _decode(body).files or []
+        digests = [file.digest for file in common]
+        ready = []
+        for token, delta in zip(tokens, deltas, strict=True):
+            files, needed = common, digests
+            if delta and (own := _decode(delta).files):
+                files, needed = own, [file.digest for file in own]
+            if sent:
+                self._inline[token] = {digest: sent[digest] for digest in needed if digest in sent}
+                files = [file for file in files if file.digest not in sent]
+                needed = [file.digest for file in files]
+            self._needed[token] = needed
+            missing = {file.digest: file.size_bytes for file in files if not self.cache.has(file.digest)}
+            if not missing:
+                ready.append(token)
+                continue
+            self._waiting[token] = set(missing)
+            for digest, size in missing.items():
+                self._waiting_for.setdefault(digest, {})[token] = None
+                self._fetcher.want(digest, size)
+        if ready:
+            self._on_ready(ready, "", False)
         self._pump()
 
+    def inline(self, token: wire.Token) -> dict[str, bytes] | None:
+        """Files of an attempt that are not in the cache, by digest."""
+        return self._inline.get(token)
+
     def forget(self, token: wire.Token) -> None:
-        self._waiting.pop(token, None)
+        """It needs nothing any more."""
+        for digest in self._waiting.pop(token, ()):
+            self._waiting_for[digest].pop(token, None)
         self._needed.pop(token, None)
+        self._inline.pop(token, None)
 
     def on_chunk(self, message: wire.Chunk) -> None:
         done = self._fetcher.on_chunk(message)
         if done is not None:
-            for token, digests in list(self._waiting.items()):
-                if done.digest not in digests:
-                    continue
+            over = []
+            for token in self._waiting_for.pop(done.digest, ()):
+                digests = self._waiting[token]
                 digests.discard(done.digest)
                 if done.reason or not digests:
-                    del self._waiting[token]
-                    self._on_ready(token, done.reason, done.may_pass)
-            self.cache.trim(CACHE_BYTES_MAX, {digest for needed in self._needed.values() for digest in needed})
+                    over.append(token)
+            for token in over:
+                for digest in self._waiting.pop(token):
+                    self._waiting_for[digest].pop(token, None)
+            if over:
+                self._on_ready(over, done.reason, done.may_pass)
+            if self.cache.size_bytes > CACHE_BYTES_MAX:
+                self.cache.trim(CACHE_BYTES_MAX, {digest for needed in self._needed.values() for digest in needed})
         self._pump()
 
     def ask_again(self) -> None:
@@ -93,6 +167,14 @@ class Stager:
     def _pump(self) -> None:
         for message in self._fetcher.requests():
             self._ask(message)
+
+
+def _undamaged(inline: dict[str, bytes]) -> dict[str, bytes]:
+    found = {digest: data for digest, data in inline.items() if hashlib.sha256(data).hexdigest() == digest}
+    if len(found) < len(inline):
+        # They are asked for.
+        log.warning("files came with another content", extra={"facts": {"files": len(inline) - len(found)}})
+    return found
 
 
 class CachingRelay:

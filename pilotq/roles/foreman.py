@@ -52,8 +52,8 @@ class Foreman:
         self.name = f"{self.host}:{self.port}"
         self.files = CachingRelay(
             private_dir(self.folder / f"foreman-{self.port}", "work directory"),
-            ask=lambda message: self._up(b"", wire.pack(message)),
-            answer=lambda session, message: self._down(session, wire.pack(message)),
+            ask=self._up,
+            answer=self._down,
         )
         core = f.ForemanCore(self.name, os.getpid(), __version__, read_clocks())
         self.engine = Engine(core, self._perform, f.Tick(), on_turn=Watchdog())
@@ -99,31 +99,29 @@ class Foreman:
         if self.up is not None:
             self.up.close()
 
-    def _from_below(self, peer: bytes, user: str, frames: list[bytes]) -> None:
-        for session, payload in zip(frames[::2], frames[1::2], strict=True):
-            if not session and len(payload) <= wire.PAYLOAD_BYTES_MAX:
-                self.engine.put(f.FromBelow(peer, payload))
+    def _from_below(self, peer: bytes, user: str, parts: list[bytes]) -> None:
+        if not any(parts[::2]):
+            self.engine.put(f.FromBelow(peer, parts[1::2]))
 
-    def _from_above(self, frames: list[bytes]) -> None:
-        for session, payload in zip(frames[::2], frames[1::2], strict=True):
-            self.engine.put(f.FromAbove(session, payload))
+    def _from_above(self, parts: list[bytes]) -> None:
+        self.engine.put(f.FromAbove(parts))
 
-    def _up(self, session: bytes, payload: bytes) -> None:
+    def _up(self, message: wire.Message) -> None:
         if self.up is not None:
-            self.up.send(session, payload)
+            self.up.send(b"", wire.pack(message))
             self.engine.loop.call_soon(self.up.flush)
 
-    def _down(self, session: bytes, payload: bytes) -> None:
-        self.listener.send(session, b"", payload)
+    def _down(self, session: bytes, message: wire.Message) -> None:
+        self.listener.send(session, b"", wire.pack(message))
         self.engine.loop.call_soon(self.listener.flush)
 
     def _perform(self, actions: list[Any], _: Any) -> None:
         for action in actions:
             if isinstance(action, f.Up):
                 if self.up is not None:
-                    self.up.send(action.session, action.payload)
+                    self.up.send(*action.parts)
             elif isinstance(action, f.Down):
-                self.listener.send(action.session, b"", action.payload)
+                self.listener.send(action.session, *action.parts)
             elif isinstance(action, f.FileWanted):
                 self.files.on_get(action.session, action.message)
             elif isinstance(action, f.FileArrived):

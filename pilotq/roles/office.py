@@ -16,6 +16,7 @@ from pilotq.catalog import Report
 from pilotq.condor.submit import Site
 from pilotq.core import turn as t
 from pilotq.core.master import MasterCore
+from pilotq.core.tasks import Cluster
 from pilotq.daemon import Engine, read_clocks
 from pilotq.query.client import QueryProcess
 from pilotq.roles.performer import Performer
@@ -47,6 +48,8 @@ class Office:
         self.started_at = time.time()
         self._endpoint = f"{site.host}:{port}"
         self._next_reply = itertools.count(1)
+        #: Clusters somebody waits for.
+        self._ends: dict[int, asyncio.Future[Cluster | None]] = {}
 
     def _reply(self) -> tuple[int, asyncio.Future[Any]]:
         number = next(self._next_reply)
@@ -99,6 +102,7 @@ class Office:
         return not self.core.queue.clusters
 
     def status(self) -> dict[str, Any]:
+        boot = read_clocks().boot
         return {
             "version": __version__,
             "home": str(self.home),
@@ -111,7 +115,11 @@ class Office:
             "scribe": {"pid": self.performer.scribe.pid, "backlog": len(self.core.queue.finals)},
             "query": {"pid": self.queries.pid},
             "commits": self.engine.commits,
-            **status_view(self.core, read_clocks().boot),
+            "loop": {
+                "longest_turn_ms": round(1000 * self.engine.turn_s.read(boot), 1),
+                "lag_ms": round(1000 * self.engine.lag_s.read(boot), 1),
+            },
+            **status_view(self.core, boot),
         }
 
     def head_facts(self, whole: bool) -> dict[str, Any]:
@@ -124,11 +132,33 @@ class Office:
         wanted = ids or list(live)
         return [cluster_view(live[i]) for i in wanted if i in live], [i for i in wanted if i not in live]
 
+    async def over(self, ids: list[int], wait_s: float) -> list[dict[str, Any]]:
+        """Waits until all of these are over, but not for long; those that are by then."""
+        # Also of those that left the queue: the answer comes after the commit in which they did.
+        waits = [self._end_of(number) for number in ids or list(self.core.queue.clusters)]
+        if not waits:
+            return []
+        await asyncio.wait(waits, timeout=wait_s)
+        return [cluster_view(cluster) for wait in waits if wait.done() and (cluster := wait.result()) is not None]
+
+    def _end_of(self, cluster: int) -> asyncio.Future[Cluster | None]:
+        """One question to the core, however many wait, and however often they come back."""
+        future = self._ends.get(cluster)
+        if future is None:
+            number, future = self._reply()
+            self._ends[cluster] = future
+            future.add_done_callback(lambda _: self._ends.pop(cluster))
+            self.engine.put(t.Wait(number, cluster))
+        return future
+
     def query(self, message: dict[str, Any]) -> AsyncIterator[bytes]:
         return self.queries.ask(message)
 
     async def keep_file(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         return await self.performer.blobs.put(chunks)
+
+    async def keep_small_files(self, files: list[bytes]) -> list[tuple[str, int]]:
+        return await self.performer.blobs.put_small(files)
 
     def report(self, project: str) -> Report:
         """What the Work Queue catalog shows of this master."""

@@ -21,13 +21,12 @@ from pilotq.link import Listener
 from pilotq.model import Facts, FileRef
 from pilotq.mover import BlobStore
 from pilotq.roles.collecting import Collector
+from pilotq.roles.files import assignments
 from pilotq.scribe import Scribe
 from pilotq.store import Store, StoreDamaged, StoreFull
 
 log = logging.getLogger(__name__)
 
-#: Bytes of one assignment message; larger ones are sent in pieces.
-ASSIGN_BYTES_MAX = 1 << 20
 #: Descriptions kept packed in memory.
 DESCRIPTIONS_MAX = 2000
 
@@ -89,7 +88,8 @@ class Performer:
         for index, action in enumerate(actions):
             try:
                 if isinstance(action, t.SendAssign) and action.has_deltas:
-                    found[index] = self.store.deltas(action.cluster, action.procs)
+                    deltas = self.store.deltas(action.cluster, action.procs)
+                    found[index] = list(assignments(self.blobs, action, deltas))
                 elif isinstance(action, t.SendDescription):
                     found[index] = self._descriptions.get(action.cluster) or self._describe(action.cluster)
             except StoreDamaged as error:
@@ -138,21 +138,14 @@ class Performer:
     def _send(self, action: t.Send, _: Any) -> None:
         self.listener.send(action.route.peer, action.route.session, wire.pack(action.message))
 
-    def _send_assign(self, action: t.SendAssign, deltas: list[bytes] | None) -> None:
+    def _send_assign(self, action: t.SendAssign, payloads: list[bytes] | None) -> None:
         peer, session = action.route
-        if not deltas:
+        if not payloads:
             message = wire.Assign(action.cluster, action.procs, action.attempts)
             self.listener.send(peer, session, wire.pack(message))
             return
-        start = size = 0
-        for end in range(1, len(deltas) + 1):
-            size += len(deltas[end - 1])
-            if end == len(deltas) or size + len(deltas[end]) > ASSIGN_BYTES_MAX:
-                procs, attempts = action.procs[start:end], action.attempts[start:end]
-                self.listener.send(
-                    peer, session, wire.pack(wire.Assign(action.cluster, procs, attempts, deltas[start:end]))
-                )
-                start, size = end, 0
+        for payload in payloads:
+            self.listener.send(peer, session, payload)
 
     def _send_description(self, action: t.SendDescription, payload: bytes) -> None:
         while len(self._descriptions) >= DESCRIPTIONS_MAX:

@@ -56,11 +56,10 @@ def _cluster(live: LiveCluster, store: Store) -> Cluster | None:
         policies=body.policies,
         state=live.state,
     )
-    decode = msgspec.msgpack.Decoder(Facts).decode
     for proc, state, attempt, facts in zip(live.procs, live.states, live.attempts, live.facts, strict=True):
         cluster.put(proc, State(state))
         cluster.attempts[proc] = attempt
-        cluster.facts[proc] = decode(facts)
+        cluster.facts[proc] = facts
         if state == State.IDLE:
             cluster.came_back(proc)
     for proc, state in zip(live.left, live.left_states, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import platform
@@ -22,6 +23,7 @@ from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, te
 from pilotq.errors import PeerError
 from pilotq.home import state_dir_of, write_run_file
 from pilotq.keeper import talk
+from pilotq.keeper.keepers import Event as KeeperEvent
 from pilotq.keeper.keepers import Keepers
 from pilotq.link import Dialer
 from pilotq.model import Resources
@@ -45,6 +47,9 @@ class Worker:
         # On disk before anybody is told: whoever comes after us can say that we are gone.
         self.folder.announce(self.name)
         self.capacity = settings.offer(facts)
+        self._blobs, self._tasks = self.folder.blobs, self.folder.tasks
+        self._task_env = {"_CONDOR_SLOT": "slot1", "_CONDOR_SLOT_NAME": f"slot1@{self.host}"}
+        self._machine_ads: dict[Resources, str] = {}
         self.endpoints = settings.endpoints()
         # Every worker begins at another foreman, and spreads its tries.
         self.spread = int.from_bytes(hashlib.sha256(f"{self.host} {os.getpid()}".encode()).digest()[:4]) / 2**32
@@ -72,12 +77,15 @@ class Worker:
         self.stager = Stager(
             Path(self.folder.blobs),
             ask=self._send,
-            on_ready=lambda token, reason, may_pass: self.engine.put(w.FilesReady(token, reason, may_pass)),
+            on_ready=lambda tokens, reason, may_pass: self.engine.put(w.FilesReady(tokens, reason, may_pass)),
         )
         self.keepers = Keepers(
-            max(1, min(settings.worker_keepers, self.capacity.cpus)), self._on_keeper, self.folder.nonce
+            max(1, min(settings.worker_keepers, self.capacity.cpus)), self._on_keepers, self.folder.nonce
         )
         await self.keepers.start()
+        # What lives now lives for ever, and attempts leave no cycles worth looking for often.
+        gc.freeze()
+        gc.set_threshold(50_000)
         self._write_status()
         self.engine.put(w.Tick())
         where = ", ".join(str(endpoint) for endpoint in self.endpoints[:8])
@@ -142,11 +150,17 @@ class Worker:
                 return
             self.engine.put(w.FromMaster(link, message))
 
-    def _on_keeper(self, event: talk.Event) -> None:
-        if isinstance(event, talk.Launched):
-            self.engine.put(w.Launched(event.token))
-        elif isinstance(event, talk.Exited):
-            self.engine.put(w.Exited(event.token, event.ended))
+    def _on_keepers(self, events: list[KeeperEvent]) -> None:
+        started, ended, returned = [], [], []
+        for event in events:
+            if isinstance(event, talk.Exited):
+                ended.append((event.token, event.ended))
+                self.stager.forget(event.token)
+            elif isinstance(event, talk.Launched):
+                started.append(event.token)
+            else:
+                returned.append(event.token)
+        self.engine.put(w.FromKeepers(started, ended, returned))
 
     def _send(self, message: wire.Message) -> None:
         if self.up is not None:
@@ -169,12 +183,17 @@ class Worker:
             action.body,
             action.delta,
             sandbox=self._sandbox(action.token),
-            cache=self.folder.blobs,
-            env={"_CONDOR_SLOT": "slot1", "_CONDOR_SLOT_NAME": f"slot1@{self.host}"},
+            cache=self._blobs,
+            env=self._task_env,
             machine_ad=self._machine_ad(action.needs),
+            after=action.after,
+            inline=self.stager.inline(action.token),
         )
 
     def _machine_ad(self, needs: Resources) -> str:
+        known = self._machine_ads.get(needs)
+        if known is not None:
+            return known
         facts = {
             "Name": f'"slot1@{self.host}"',
             "Machine": f'"{self.host}"',
@@ -188,10 +207,14 @@ class Worker:
             "State": '"Claimed"',
             "Activity": '"Busy"',
         }
-        return "".join(f"{name} = {value}\n" for name, value in sorted(facts.items()))
+        ad = "".join(f"{name} = {value}\n" for name, value in sorted(facts.items()))
+        if len(self._machine_ads) > 1000:
+            self._machine_ads.clear()
+        self._machine_ads[needs] = ad
+        return ad
 
     def _sandbox(self, token: wire.Token) -> str:
-        return f"{self.folder.tasks}/{token.cluster}.{token.proc}.{token.attempt}"
+        return f"{self._tasks}/{token.cluster}.{token.proc}.{token.attempt}"
 
     def _serve(self, action: w.Serve) -> None:
         pull = action.message
@@ -203,8 +226,9 @@ class Worker:
         self._send(wire.Data(pull.token, pull.name, pull.offset, data, missing))
 
     def _discard(self, action: w.Discard) -> None:
-        self.stager.forget(action.token)
-        self.keepers.discard(action.token)
+        for token in action.tokens:
+            self.stager.forget(token)
+            self.keepers.discard(token)
 
     def _leave(self, action: w.Leave) -> None:
         self.leaving = action.reason
@@ -212,8 +236,9 @@ class Worker:
     _performers: ClassVar[dict[type, Any]] = {
         w.Say: _say,
         w.Connect: lambda self, action: self._connect(action.link),
-        w.Stage: lambda self, action: self.stager.stage(action.token, action.body, action.delta),
+        w.Stage: lambda self, action: self.stager.stage(action.tokens, action.body, action.deltas, action.inline),
         w.Launch: _launch,
+        w.TakeBack: lambda self, action: self.keepers.take_back(action.token),
         w.End: lambda self, action: self.keepers.end(action.token, action.outcome),
         w.Discard: _discard,
         w.Serve: _serve,

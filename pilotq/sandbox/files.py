@@ -9,11 +9,11 @@ when it ends inside.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 from pilotq.model import STDERR, STDOUT, Description, FileRef, OutputFile
@@ -25,6 +25,7 @@ JOB_AD_FILE = ".job.ad"
 MACHINE_AD_FILE = ".machine.ad"
 #: Files of a sandbox that nobody asked for by leaving the list of outputs open.
 OWN_FILES = frozenset({STDOUT_FILE, STDERR_FILE, JOB_AD_FILE, MACHINE_AD_FILE})
+_NOTHING = {name: OutputFile(name, 0, 0o644, b"") for name in (STDOUT, STDERR)}
 _STREAMS = {STDOUT: STDOUT_FILE, STDERR: STDERR_FILE}
 
 #: Bounds on what one attempt reports, so that its result always fits into one message.
@@ -35,10 +36,13 @@ OUTPUT_NAMES_BYTES_MAX = 1 << 20
 _COPY_BYTES = 8 << 20
 #: Directory entries looked at between two yields.
 _ENTRIES = 500
+#: Staged files are made to look so much older, because file systems have coarse clocks: any later change shows.
+_OLDER_NS = 10_000_000_000
 _NO_REFLINK = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF})
 
-#: What tells a changed file: size, moment of change, inode.
-Staged = dict[str, tuple[int, int, int]]
+#: What tells a changed file: moments of change of its content, and of anything; then mode, inode, device, links, owner,
+#: group, size.
+Print = tuple[int, ...]
 T = TypeVar("T")
 
 
@@ -50,6 +54,8 @@ class Collected(NamedTuple):
     #: The first output that was asked for and cannot be had: errno and sentence; 0 and "" when all is there.
     code: int = 0
     problem: str = ""
+    #: What is on the top level of the sandbox.
+    top: dict[str, os.stat_result] = {}  # noqa: RUF012 never changed
 
 
 def exhaust(work: Generator[None, None, T]) -> T:
@@ -78,9 +84,9 @@ def confined(name: str) -> str:
 
 
 def stage(
-    sandbox: str, cache: str, files: Iterable[FileRef], executables: Iterable[str]
+    sandbox: str, cache: str, files: Iterable[FileRef], executables: Iterable[str], inline: Mapping[str, bytes]
 ) -> Generator[None, None, None]:
-    """Copy kept files into a fresh sandbox; no process of the attempt may run yet.
+    """Put files into a fresh sandbox, from memory or copied from the cache; no process of the attempt may run yet.
 
     Raises: OSError with the name of the file in the sandbox.
     """
@@ -93,8 +99,12 @@ def stage(
             os.makedirs(os.path.join(sandbox, parent), 0o755, exist_ok=True)
             made.add(parent)
         mode = 0o755 if name in executable else ref.mode & 0o777 | 0o600
+        target, data = os.path.join(sandbox, name), inline.get(ref.digest)
         try:
-            yield from _copy(os.path.join(cache, ref.digest), os.path.join(sandbox, name), ref.size_bytes, mode)
+            if data is None:
+                yield from _copy(os.path.join(cache, ref.digest), target, ref.size_bytes, mode)
+            else:
+                write(target, data, mode)
         except OSError as error:
             raise OSError(error.errno, error.strerror, ref.name) from None
 
@@ -140,13 +150,31 @@ def write(path: str, data: bytes, mode: int = 0o644) -> None:
         os.close(fd)
 
 
-def staged(sandbox: str) -> Staged:
-    """What is on the top level before anything runs, to tell later what is new."""
-    return {name: _print(status) for name, status in _level(sandbox) if name not in OWN_FILES}
+def settle(sandbox: str) -> dict[str, Print]:
+    """What is on the top level before anything runs, prepared so that every later change of a file shows."""
+    found = {}
+    for name, status in _level(sandbox):
+        path = f"{sandbox}/{name}"
+        if stat.S_ISREG(status.st_mode):
+            age(path)
+            found[name] = print_of(os.lstat(path))
+        else:
+            found[name] = print_of(status)
+    return found
 
 
-def _print(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ino
+def age(file: str | int) -> None:
+    """Make a file of ours, by path or descriptor, look older than it is."""
+    before = time.time_ns() - _OLDER_NS
+    os.utime(file, ns=(before, before))
+
+
+def print_of(status: os.stat_result) -> Print:
+    return status.st_mtime_ns, status.st_ctime_ns, *status[:7]
+
+
+def _has_other_content(status: os.stat_result, before: Print | None) -> bool:
+    return before is None or (status.st_mtime_ns, status.st_ino, status.st_size) != (before[0], before[3], before[8])
 
 
 # ---- out -------------------------------------------------------------------------------------------------------
@@ -155,10 +183,15 @@ def _print(status: os.stat_result) -> tuple[int, int, int]:
 def _level(path: str) -> list[tuple[str, os.stat_result]]:
     """Name and status of everything in a directory; what vanishes or cannot be read is left out."""
     found: list[tuple[str, os.stat_result]] = []
-    with contextlib.suppress(OSError), os.scandir(path) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                found.append((entry.name, entry.stat(follow_symlinks=False)))
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                try:
+                    found.append((entry.name, entry.stat(follow_symlinks=False)))
+                except OSError:
+                    pass
+    except OSError:
+        pass
     return found
 
 
@@ -227,11 +260,11 @@ class _Outputs:
 
 
 def collect(
-    sandbox: str, description: Description, before: Staged | None, wanted: bool
+    sandbox: str, description: Description, before: dict[str, Print] | None, wanted: bool
 ) -> Generator[None, None, Collected]:
     """Find what an ended attempt leaves for its user: its streams and, when `wanted`, its outputs.
 
-    No process of the attempt may run any more. `before` is what `staged` saw, needed when the list of outputs is open.
+    No process of the attempt may run any more. `before` is what `settle` saw, needed when the list of outputs is open.
     """
     out = _Outputs(sandbox)
     top = dict(_level(sandbox))
@@ -243,19 +276,19 @@ def collect(
     for kept, name in ((description.keep_stdout, STDOUT), (description.keep_stderr and not description.merge, STDERR)):
         if kept:
             found = top.get(_STREAMS[name])
-            if found is not None and stat.S_ISREG(found.st_mode):
+            if found is not None and stat.S_ISREG(found.st_mode) and (found.st_size or found.st_mode & 0o777 != 0o644):
                 out.add(name, found, f"{sandbox}/{_STREAMS[name]}")
             else:
-                out.found[name] = OutputFile(name, 0, 0o644, b"")
+                out.found[name] = _NOTHING[name]
     if wanted and description.outputs is None:
         for name in sorted(top.keys() - OWN_FILES):
             status = top[name]
-            if stat.S_ISREG(status.st_mode) and (before or {}).get(name) != _print(status):
+            if stat.S_ISREG(status.st_mode) and _has_other_content(status, (before or {}).get(name)):
                 out.add(name, status, f"{sandbox}/{name}")
     elif wanted:
         for name in description.outputs or []:
             yield from _listed(out, name)
-    return Collected(list(out.found.values()), used, out.code, out.problem)
+    return Collected(list(out.found.values()), used, out.code, out.problem, top)
 
 
 def _listed(out: _Outputs, asked: str) -> Generator[None, None, None]:

@@ -11,7 +11,6 @@ Source: getrlimit(2), RLIMIT_LOCKS; proc(5), /proc/pid/environ and /proc/pid/lim
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
@@ -41,8 +40,10 @@ def prefix(nonce: str, serial: int) -> str:
 
 def wear(mark: int) -> None:
     """Put a mark on this process for what it starts next; without effect where limits forbid it."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         resource.setrlimit(_RLIMIT_LOCKS, (mark, _HARD))
+    except (OSError, ValueError):
+        pass
 
 
 _HARD = resource.getrlimit(_RLIMIT_LOCKS)[1]

@@ -23,6 +23,8 @@ RESTART_S = 0.1
 RESTART_S_MAX = 10.0
 #: How long a scribe may take to end when it is asked to.
 END_S = 3.0
+#: While it is at work it is woken at most this often, so that what it writes at once is much when much comes.
+WAKE_S = 0.02
 
 __all__ = ["Scribe"]
 
@@ -49,6 +51,9 @@ class Scribe:
         self._process: asyncio.subprocess.Process | None = None
         self._serving: asyncio.Task[None] | None = None
         self._last = 0
+        #: Loop time when it may be woken again, and whether it will be then.
+        self._wake_at = 0.0
+        self._will_wake = False
         self._is_closing = False
 
     @property
@@ -63,10 +68,22 @@ class Scribe:
     def wake(self, n: int) -> None:
         """Notes up to this number are committed."""
         self._last = max(self._last, n)
+        if self._will_wake:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._wake_at:
+            self._will_wake = True
+            loop.call_at(self._wake_at, self._wake)
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._will_wake = False
+        self._wake_at = asyncio.get_running_loop().time() + WAKE_S
         stdin = self._process.stdin if self._process is not None else None
         # While an earlier message is unread, that one will do: the notes are in the outbox when it is read.
         if stdin is not None and stdin.transport.get_write_buffer_size() == 0:
-            self._send(Wake(n))
+            self._send(Wake(self._last))
 
     def retry(self, ns: list[int]) -> None:
         """Try notes again that had failed."""
@@ -127,6 +144,8 @@ class Scribe:
             has_spoken = True
             buffer += data
             ns: list[int] = []
+            # It has written something: what comes next need not wait.
+            self._wake_at = 0.0
             for message in map(unpack_from_scribe, split(buffer)):
                 if isinstance(message, Done):
                     ns += message.ns

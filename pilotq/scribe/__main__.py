@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import select
 import signal
 import sys
@@ -36,6 +37,8 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C and a stop of the service reach every process; the master decides when we end.
         signal.signal(number, signal.SIG_IGN)
+    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     queue, spool, journal_path = (Path(argument) for argument in sys.argv[1:4])
     _be_the_only_one(journal_path.with_suffix(".lock"))
     journal = Journal(journal_path, queue)

@@ -70,7 +70,7 @@ class Desk:
             item = Item(head.n, head.cluster, head.proc, head.count)
             with self._lock:
                 self._open[head.n] = 1
-                self._parked[head.n] = [(f"task {head.cluster}.{head.proc}", item)]
+                self._parked[head.n] = [(_own_lane(head.cluster, head.proc), item)]
             self._post(Failed(head.n, errno.EBADMSG, str(error), "note"))
             return
         with self._lock:
@@ -125,6 +125,8 @@ class Desk:
             verdict.failed.append((verdict.rest.pop(0), trouble))
             trouble = None
         self._count(lane.key, verdict)
+        for item in verdict.apart:
+            self._lanes.add(_own_lane(item.cluster, item.proc), [item])
         if trouble is None:
             self._lanes.finish(lane, len(items), verdict.rest, is_well=bool(verdict.done))
             return
@@ -160,3 +162,7 @@ class Desk:
                 lanes.add(key)
         for n in fresh:
             self._post(Failed(n, trouble.errno, str(trouble), trouble.what))
+
+
+def _own_lane(cluster: int, proc: int) -> str:
+    return f"task {cluster}.{proc}"

@@ -1,4 +1,7 @@
-"""Bringing home what an attempt left: standard streams in place, other files by rename.
+"""Bringing home what attempts left: standard streams in place, other files by rename.
+
+The files of many tasks are written first; then their data is synced, all at once; then parts take their names; then
+their directories are synced. A file is told to be there only after that.
 
 Standard output, standard error and remapped files go where their user said. Every other name comes from a worker, and
 stays below the task's directory: no `..`, and no directory on the way that is a symbolic link.
@@ -6,48 +9,198 @@ stays below the task's directory: no `..`, and no directory on the way that is a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from typing import NamedTuple
 
 from pilotq.core.records import Note
 from pilotq.model import STDERR, STDOUT, OutputFile
+from pilotq.scribe.lanes import Item
 from pilotq.scribe.reading import Places
 from pilotq.scribe.trouble import Trouble
 
 COPY_BYTES = 1 << 20
+#: Files and directories that one thread has open at once.
+OPEN_MAX = 128
+#: Syncs of one thread that wait at the same time; a disk serves them together.
+SYNC_THREADS = 8
 _NULL = os.makedev(1, 3)
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def deliver(note: Note, places: Places, spool: str) -> None:
-    """Write all outputs of a note; to do it twice does no harm.
+class _File(NamedTuple):
+    """Written, but not yet known to be on disk under its name."""
 
-    Raises: Trouble.
-    """
-    changed: set[str] = set()
-    streams = {STDOUT: ("output", places.stdout), STDERR: ("error", places.stderr)}
-    for index, output in enumerate(note.outputs):
-        what, path = streams.get(output.name) or (output.name, os.path.join(places.iwd, output.name))
-        if not path:
-            continue
+    item: Item
+    what: str
+    path: str
+    #: -1: there is no data to sync.
+    descriptor: int
+    #: Where it takes its name: directory, present name, name; -1: it has it.
+    folder: int = -1
+    part: str = ""
+    base: str = ""
+
+
+class Deliveries:
+    """Outputs of many notes on their way; to deliver a note twice does no harm."""
+
+    def __init__(self, spool: str) -> None:
+        self._spool = spool
+        #: What kept outputs from being delivered.
+        self.troubles: dict[Item, Trouble] = {}
+        self._files: list[_File] = []
+        #: Open directories by path and by what is below it without a link; with those who have something there.
+        self._folders: dict[tuple[str, str], tuple[int, dict[Item, None]]] = {}
+        self._open = 0
+
+    def add(self, item: Item, note: Note, places: Places) -> None:
+        """Write all outputs of a note; `settle` makes them last."""
+        streams = {STDOUT: ("output", places.stdout), STDERR: ("error", places.stderr)}
+        pulled = f"{self._spool}/{note.cluster}.{note.proc}.{note.attempt}/"
+        for index, output in enumerate(note.outputs):
+            what, path = streams.get(output.name) or (output.name, os.path.join(places.iwd, output.name))
+            if not path:
+                continue
+            if self._open >= OPEN_MAX:
+                self.settle()
+            try:
+                with _Source(output, f"{pulled}{index}") as source:
+                    if output.name in streams:
+                        self._write_in_place(item, what, path, source)
+                    else:
+                        mark = f".{note.cluster}.{note.proc}.{index}"
+                        self._write_part(item, path, output, places, source, mark)
+            except OSError as error:
+                self._fail(item, what, path, error)
+                return
+
+    def settle(self) -> None:
+        """Have everything on disk, or in `troubles`."""
+        files, self._files = self._files, []
+        folders, self._folders = self._folders, {}
+        self._open = 0
         try:
-            with _Source(output, f"{spool}/{note.cluster}.{note.proc}.{note.attempt}/{index}") as source:
-                if output.name in streams:
-                    _write_in_place(path, source)
-                else:
-                    _check(output.name)
-                    changed.add(_put(output, places, source, f".{note.cluster}.{note.proc}"))
-        except OSError as error:
-            raise Trouble(what, path, error) from error
-    for folder in changed:
+            self._sync(files)
+            self._rename(files)
+            for (path, below), (descriptor, items) in folders.items():
+                try:
+                    _sync_folder(descriptor)
+                except OSError as error:
+                    for item in items:
+                        self._fail(item, "output", os.path.join(path, below), error)
+        finally:
+            for file in files:
+                _close(file.descriptor)
+            for descriptor, _ in folders.values():
+                _close(descriptor)
+
+    def _sync(self, files: list[_File]) -> None:
+        written = [file for file in files if file.descriptor >= 0]
+        if len(written) > 1:
+            for file in written:
+                # Starts writing, and waits for nothing: so the disk gets all of them at once.
+                os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        # Threads of its own: what hangs in one file system must not hold up another.
+        count = min(SYNC_THREADS, len(written) // 8 + 1)
+        threads = [
+            threading.Thread(target=self._wait_for_disk, args=(written[index::count],), daemon=True)
+            for index in range(1, count)
+        ]
+        for thread in threads:
+            thread.start()
+        self._wait_for_disk(written[::count])
+        for thread in threads:
+            thread.join()
+
+    def _wait_for_disk(self, files: list[_File]) -> None:
+        for file in files:
+            try:
+                os.fdatasync(file.descriptor)
+            except OSError as error:
+                self._fail(file.item, file.what, file.path, error)
+
+    def _rename(self, files: list[_File]) -> None:
+        for file in files:
+            if file.folder < 0:
+                continue
+            try:
+                if file.item not in self.troubles:
+                    os.rename(file.part, file.base, src_dir_fd=file.folder, dst_dir_fd=file.folder)
+                    continue
+            except OSError as error:
+                self._fail(file.item, file.what, file.path, error)
+            _unlink(file.part, file.folder)
+
+    def _fail(self, item: Item, what: str, path: str, error: OSError) -> None:
+        self.troubles.setdefault(item, Trouble(what, path, error))
+
+    def _write_in_place(self, item: Item, what: str, path: str, source: _Source) -> None:
+        descriptor = open_regular(path, 0)
+        if descriptor is None:
+            return
         try:
-            _sync_folder(folder)
-        except OSError as error:
-            raise Trouble("output", folder, error) from error
+            old_bytes = os.fstat(descriptor).st_size
+            if old_bytes:
+                os.ftruncate(descriptor, 0)
+            source.copy_to(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        if source.size or old_bytes:
+            self._wait_for(_File(item, what, path, descriptor))
+        else:
+            os.close(descriptor)
+        # A directory that only takes files cannot be opened; nothing but a crash of the machine would show it.
+        with contextlib.suppress(PermissionError):
+            self._folder(item, os.path.dirname(path))
+
+    def _write_part(
+        self, item: Item, path: str, output: OutputFile, places: Places, source: _Source, mark: str
+    ) -> None:
+        """Write a file under another name first, so that nobody ever sees a part of it."""
+        _check(output.name)
+        target = _remapped(output.name, places)
+        if target == "/dev/null":
+            return
+        if target is None:
+            below, base = os.path.split(output.name)
+            folder = self._folder(item, places.iwd, below)
+        else:
+            above, base = os.path.split(target)
+            folder = self._folder(item, above)
+        part = f".{base.encode('utf-8', 'surrogateescape')[:100].decode('utf-8', 'ignore')}{mark}.part"
+        _unlink(part, folder)
+        # The umask applies; set-uid, set-gid and sticky bits never come home.
+        descriptor = os.open(part, _NEW, (output.mode & 0o777) | 0o600, dir_fd=folder)
+        try:
+            source.copy_to(descriptor)
+        except OSError:
+            os.close(descriptor)
+            _unlink(part, folder)
+            raise
+        if not source.size:
+            os.close(descriptor)
+            descriptor = -1
+        self._wait_for(_File(item, output.name, path, descriptor, folder, part, base))
+
+    def _wait_for(self, file: _File) -> None:
+        self._files.append(file)
+        self._open += file.descriptor >= 0
+
+    def _folder(self, item: Item, root: str, below: str = "") -> int:
+        """An open directory; `below` is made where it is not there, and no link in it is followed."""
+        known = self._folders.get((root, below))
+        if known is None:
+            known = self._folders[root, below] = (_open_folder(root, below), {})
+            self._open += 1
+        known[1][item] = None
+        return known[0]
 
 
 def open_regular(path: str, flags: int) -> int | None:
@@ -74,13 +227,13 @@ class _Source:
     """The bytes of an output, from the note or from the spool."""
 
     def __init__(self, output: OutputFile, pulled: str) -> None:
+        self.size = output.size_bytes
         self._data = output.data
-        self._size = output.size_bytes
         self._pulled = pulled
         self._descriptor = -1
 
     def __enter__(self) -> _Source:
-        if self._data is None and self._size:
+        if self._data is None and self.size:
             self._descriptor = os.open(self._pulled, os.O_RDONLY | os.O_CLOEXEC)
         return self
 
@@ -89,14 +242,11 @@ class _Source:
             os.close(self._descriptor)
 
     def copy_to(self, target: int) -> None:
-        """Write everything, and have it on disk."""
         if self._descriptor < 0:
             write_all(target, self._data or b"")
-        else:
-            while data := os.read(self._descriptor, COPY_BYTES):
-                write_all(target, data)
-        if self._size:
-            os.fdatasync(target)
+            return
+        while data := os.read(self._descriptor, COPY_BYTES):
+            write_all(target, data)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -105,40 +255,11 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _write_in_place(path: str, source: _Source) -> None:
-    descriptor = open_regular(path, 0)
-    if descriptor is None:
-        return
-    try:
-        os.ftruncate(descriptor, 0)
-        source.copy_to(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _check(name: str) -> None:
     """Raises: OSError when it is not a name below a directory."""
     parts = name.split("/")
     if "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise OSError(errno.EINVAL, f"the worker named it {name!r}, which is not a name below a directory")
-
-
-def _put(output: OutputFile, places: Places, source: _Source, mark: str) -> str:
-    """Write one file that is no stream; the directory it is in now."""
-    target = _remapped(output.name, places)
-    if target is None:
-        with _folder(places.iwd, output.name) as (folder, base, path):
-            _replace(folder, base, output.mode, source, mark)
-            return path
-    path, base = os.path.split(target)
-    if target == "/dev/null":
-        return path
-    folder = os.open(path, _DIRECTORY)
-    try:
-        _replace(folder, base, output.mode, source, mark)
-    finally:
-        os.close(folder)
-    return path
 
 
 def _remapped(name: str, places: Places) -> str | None:
@@ -161,54 +282,45 @@ def _remapped(name: str, places: Places) -> str | None:
     return None
 
 
-@contextmanager
-def _folder(root: str, name: str) -> Iterator[tuple[int, str, str]]:
-    """The directory a name belongs in, made below `root` without following links: descriptor, base name, path."""
-    *folders, base = name.split("/")
+def _open_folder(root: str, below: str) -> int:
     descriptor = os.open(root, _DIRECTORY)
     path = root
     try:
-        for part in folders:
+        for part in below.split("/") if below else ():
             path = os.path.join(path, part)
             try:
-                below = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+                inner = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
             except FileNotFoundError:
                 os.mkdir(part, 0o777, dir_fd=descriptor)
-                below = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+                inner = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
             except OSError as error:
                 if error.errno in (errno.ENOTDIR, errno.ELOOP):
                     raise OSError(errno.ENOTDIR, f"{path} is a link or no directory; a remap may lead there") from None
                 raise
             os.close(descriptor)
-            descriptor = below
-        yield descriptor, base, path
-    finally:
-        os.close(descriptor)
-
-
-def _replace(folder: int, base: str, mode: int, source: _Source, mark: str) -> None:
-    """Write a file under another name and rename it, so that nobody ever sees a part of it."""
-    part = f".{base.encode('utf-8', 'surrogateescape')[:100].decode('utf-8', 'ignore')}{mark}.part"
-    try:
-        os.unlink(part, dir_fd=folder)
-    except FileNotFoundError:
-        pass
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    # The umask applies; set-uid, set-gid and sticky bits never come home.
-    descriptor = os.open(part, flags, (mode & 0o777) | 0o600, dir_fd=folder)
-    try:
-        source.copy_to(descriptor)
-        os.rename(part, base, src_dir_fd=folder, dst_dir_fd=folder)
+            descriptor = inner
     except OSError:
-        os.unlink(part, dir_fd=folder)
-        raise
-    finally:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, _DIRECTORY)
+def _sync_folder(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        # Some file systems do not know how to sync a directory.
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def _close(descriptor: int) -> None:
+    """Errors of writing were told by the sync."""
+    if descriptor >= 0:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def _unlink(name: str, folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)

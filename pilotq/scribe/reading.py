@@ -22,6 +22,14 @@ from pilotq.store import DELTA_BLOCK, checksum
 CACHED = 500
 #: Procs of one item. A journal entry is named by the first proc of its item: never change this.
 ITEM_PROCS = 1000
+#: Lanes of a cluster for tasks without a log: what one thread writes at once is synced at once.
+SHARED = "cluster "
+_SHARED_LANES = 4
+#: Neighbours, which often end at the same time, are in the same of them.
+_NEIGHBOURS = 256
+#: Notes read by one statement.
+_NOTES_AT_ONCE = 100
+_COLUMNS = "n, event, cluster, proc, count, at, attempt, final, facts, outputs, crc"
 
 
 class _Needs(msgspec.Struct):
@@ -92,15 +100,12 @@ class Reader:
     def notes(self, ns: list[int]) -> dict[int, Note | None]:
         """Notes by number; None for a damaged one, none for one that is gone."""
         found: dict[int, Note | None] = {}
-        with self._lock:
-            for n in ns:
-                row = self._db.execute(
-                    "select n, event, cluster, proc, count, at, attempt, final, facts, outputs, crc from outbox"
-                    " where n = ?",
-                    (n,),
-                ).fetchone()
-                if row is not None:
-                    found[n] = _note(row)
+        for start in range(0, len(ns), _NOTES_AT_ONCE):
+            some = ns[start : start + _NOTES_AT_ONCE]
+            query = f"select {_COLUMNS} from outbox where n in ({', '.join('?' * len(some))})"
+            with self._lock:
+                rows = self._db.execute(query, some).fetchall()
+            found.update((row[0], _note(row)) for row in rows)
         return found
 
     def items(self, head: Head) -> list[tuple[str, Item]]:
@@ -111,14 +116,14 @@ class Reader:
         n, number, first, count = head.n, head.cluster, head.proc, head.count
         with self._lock:
             cluster = self._cluster(number)
-        if cluster.log is not None and (cluster.log or count > 1):
-            key = cluster.log or f"cluster {number}"
+        if cluster.log is not None:
+            key = cluster.log or _shared_lane(number, first)
             return [
                 (key, Item(n, number, proc, min(ITEM_PROCS, first + count - proc)))
                 for proc in range(first, first + count, ITEM_PROCS)
             ]
         return [
-            (self.places(number, proc).log or f"task {number}.{proc}", Item(n, number, proc, 1))
+            (self.places(number, proc).log or _shared_lane(number, proc), Item(n, number, proc, 1))
             for proc in range(first, first + count)
         ]
 
@@ -159,14 +164,14 @@ class Reader:
             self._clusters.move_to_end(number)
             return cluster
         row = self._db.execute(
-            "select cluster, owner, key, count, priority, submitted_at, state, body, crc from cluster"
+            "select cluster, owner, key, count, priority, submitted_at, state, since, body, crc from cluster"
             " where cluster = ?",
             (number,),
         ).fetchone()
         if row is None or checksum(row[:-1]) != row[-1]:
             raise Unreadable(f"cluster {number} is damaged in the store")
         deltas = self._db.execute("select 1 from delta where cluster = ? limit 1", (number,)).fetchone()
-        cluster = _Cluster(row[7], deltas is not None)
+        cluster = _Cluster(row[-2], deltas is not None)
         body = cluster.body
         if deltas is None and not any(PROC_MARK in text for text in (body.iwd, body.log)):
             places = _places(body, number, 0)
@@ -189,6 +194,10 @@ class Reader:
         block = _unpack_block(row[0])
         _remember(self._blocks, (number, first), block)
         return block
+
+
+def _shared_lane(number: int, proc: int) -> str:
+    return f"{SHARED}{number}.{proc // _NEIGHBOURS % _SHARED_LANES}"
 
 
 def _places(body: ClusterBody, number: int, proc: int) -> Places:

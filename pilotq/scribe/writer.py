@@ -11,8 +11,8 @@ from pilotq.core.records import Note
 from pilotq.scribe.journal import Entry, Journal, Key
 from pilotq.scribe.lanes import Item
 from pilotq.scribe.logs import Log, complete, open_log
-from pilotq.scribe.outputs import deliver
-from pilotq.scribe.reading import Reader, Unreadable
+from pilotq.scribe.outputs import Deliveries
+from pilotq.scribe.reading import SHARED, Reader, Unreadable
 from pilotq.scribe.trouble import Trouble
 
 #: The text of a note's event for some of its procs: (note, first proc, count).
@@ -25,6 +25,8 @@ class Verdict:
 
     done: list[Item] = field(default_factory=list)
     failed: list[tuple[Item, Trouble]] = field(default_factory=list)
+    #: To be tried again each on its own, so that they hold up nobody.
+    apart: list[Item] = field(default_factory=list)
     rest: list[Item] = field(default_factory=list)
     trouble: Trouble | None = None
 
@@ -49,7 +51,7 @@ class Writer:
             if lane.startswith("/"):
                 self._clear_doubts(lane)
                 log = open_log(lane)
-            return self._write(log, items)
+            return self._write(log, items, is_ordered=not lane.startswith(SHARED))
         except Trouble as trouble:
             return Verdict(rest=items, trouble=trouble)
         finally:
@@ -69,40 +71,53 @@ class Writer:
             self._journal.settle(keys)
         del self._doubts[path]
 
-    def _write(self, log: Log, items: list[Item]) -> Verdict:
+    def _write(self, log: Log, items: list[Item], is_ordered: bool) -> Verdict:
         verdict = Verdict()
-        notes = self._reader.notes([item.n for item in items])
-        texts: list[tuple[int, int, bytes]] = []
+        texts, troubles = self._prepare(items, is_ordered, has_log=log.descriptor is not None)
         for index, item in enumerate(items):
-            if (item.n, item.proc) in self._written or item.n not in notes:
-                self._written.discard((item.n, item.proc))
+            trouble = troubles.get(item)
+            if trouble is None:
                 verdict.done.append(item)
-                continue
-            try:
-                data = self._prepare(item, notes[item.n], has_log=log.descriptor is not None)
-            except Trouble as trouble:
-                if trouble.is_transient:
-                    verdict.rest, verdict.trouble = items[index:], trouble
-                    break
+            elif not trouble.is_transient:
                 verdict.failed.append((item, trouble))
-                continue
-            verdict.done.append(item)
-            if data:
-                texts.append((item.n, item.proc, data))
-        if texts:
-            self._append(log, texts, verdict)
+            elif is_ordered:
+                verdict.rest, verdict.trouble = items[index:], trouble
+                break
+            else:
+                verdict.apart.append(item)
+        wanted = [(item.n, item.proc, text) for item in verdict.done if (text := texts.get(item))]
+        if wanted:
+            self._append(log, wanted, verdict)
+        if self._written:
+            self._written.difference_update((item.n, item.proc) for item in verdict.done)
         return verdict
 
-    def _prepare(self, item: Item, note: Note | None, has_log: bool) -> bytes:
-        """Bring the outputs home; the text for the log."""
-        try:
-            if note is None:
-                raise Unreadable(f"note {item.n} is damaged in the store")
-            if note.outputs:
-                deliver(note, self._reader.places(item.cluster, item.proc), self._spool)
-            return self._text(note, item.proc, item.count) if has_log and note.event >= 0 else b""
-        except Unreadable as error:
-            raise Trouble("note", f"of {item.cluster}.{item.proc}", OSError(errno.EBADMSG, str(error))) from error
+    def _prepare(
+        self, items: list[Item], is_ordered: bool, has_log: bool
+    ) -> tuple[dict[Item, bytes], dict[Item, Trouble]]:
+        """Bring all outputs home. Returns: the texts for the log; and what cannot be written."""
+        notes = self._reader.notes([item.n for item in items])
+        texts: dict[Item, bytes] = {}
+        outputs = Deliveries(self._spool)
+        troubles = outputs.troubles
+        for item in items:
+            if (item.n, item.proc) in self._written or item.n not in notes:
+                continue
+            note = notes[item.n]
+            try:
+                if note is None:
+                    raise Unreadable(f"note {item.n} is damaged in the store")
+                if note.outputs:
+                    outputs.add(item, note, self._reader.places(item.cluster, item.proc))
+                    if is_ordered and item in troubles and troubles[item].is_transient:
+                        break
+                if has_log and note.event >= 0:
+                    texts[item] = self._text(note, item.proc, item.count)
+            except Unreadable as error:
+                damage = OSError(errno.EBADMSG, str(error))
+                troubles[item] = Trouble("note", f"of {item.cluster}.{item.proc}", damage)
+        outputs.settle()
+        return texts, troubles
 
     def _append(self, log: Log, texts: list[tuple[int, int, bytes]], verdict: Verdict) -> None:
         entries: list[Entry] = []

@@ -16,7 +16,7 @@ import msgspec
 
 from pilotq.core.records import Record
 from pilotq.errors import UnavailableError
-from pilotq.model import State
+from pilotq.model import Facts, State
 
 #: Deltas in one row of the store.
 DELTA_BLOCK = 1000
@@ -63,11 +63,11 @@ class LiveCluster(msgspec.Struct, gc=False):
     #: Packed `ClusterBody`.
     body: bytes
     has_deltas: bool = False
-    #: Tasks with a row, in columns: proc, `State`, latest attempt, packed `Facts`.
+    #: Tasks with a row, in columns: proc, `State`, latest attempt, `Facts`.
     procs: array[int] = msgspec.field(default_factory=lambda: array("I"))
     states: bytearray = msgspec.field(default_factory=bytearray)
     attempts: array[int] = msgspec.field(default_factory=lambda: array("I"))
-    facts: list[bytes] = msgspec.field(default_factory=list)
+    facts: list[Facts] = msgspec.field(default_factory=list)
     #: Tasks in the history: proc and `State`; how many of them are done with an outcome that is not OK.
     left: array[int] = msgspec.field(default_factory=lambda: array("I"))
     left_states: bytearray = msgspec.field(default_factory=bytearray)

@@ -8,13 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NoteAdded, NotesDone, Record, TaskRows, TasksLeft
 from pilotq.model import Facts, Outcome, State
 from pilotq.store import Final, LiveCluster, Loaded, StoreFull
-
-_unpack_facts = msgspec.msgpack.Decoder(Facts).decode
 
 
 class Row(NamedTuple):
@@ -22,7 +18,7 @@ class Row(NamedTuple):
 
     state: int
     attempt: int
-    facts: bytes
+    facts: Facts
 
 
 class MemoryStore:
@@ -81,7 +77,7 @@ class MemoryStore:
             if number in live:
                 live[number].left.append(proc)
                 live[number].left_states.append(row.state)
-                if row.state == State.DONE and _unpack_facts(row.facts).outcome != Outcome.OK:
+                if row.state == State.DONE and row.facts.outcome != Outcome.OK:
                     live[number].failed += 1
         return Loaded(
             uuid="memory",

@@ -16,6 +16,8 @@ create table if not exists cluster (
     submitted_at real not null,
     -- state of procs that have neither a row in task nor in history
     state integer not null,
+    -- last block of the history when it was submitted: its own are all later
+    since integer not null,
     body blob not null,
     crc integer not null,
     live integer not null,
@@ -43,29 +45,47 @@ create table if not exists file (
 ) without rowid;
 create index if not exists file_digest on file (digest);
 
--- Tasks that were assigned, held or edited and are still in the queue.
+-- Tasks that were assigned, held or edited and are still in the queue, in blocks (store/blocks.py). For a task that is
+-- in several the block with the highest n counts, and none for a task that is in the history.
 create table if not exists task (
+    n integer not null,
     cluster integer not null,
-    proc integer not null,
+    -- lowest and highest proc, in one span of 4096
+    first integer not null,
+    last integer not null,
+    count integer not null,
+    -- 32 bits each; empty: all from first to last
+    procs blob not null,
     state integer not null,
-    attempt integer not null,
-    facts blob not null,
     crc integer not null,
-    primary key (cluster, proc)
+    -- of how many of its tasks it is the block that counts; alone changes
+    alive integer not null,
+    -- attempts and facts; last, so that what reads the columns above does not read it
+    body blob not null,
+    body_crc integer not null,
+    -- where the span begins
+    span integer not null,
+    primary key (cluster, span, n)
 ) without rowid;
 
--- Tasks that left the queue, in the order they left.
+-- Tasks that left the queue, in blocks, in the order they left; each is in one block.
 create table if not exists history (
     n integer primary key,
     cluster integer not null,
-    proc integer not null,
+    first integer not null,
+    last integer not null,
+    count integer not null,
+    procs blob not null,
     state integer not null,
-    attempt integer not null,
-    facts blob not null,
-    -- over cluster to facts, as in task
-    crc integer not null
+    -- how many of them are done with another outcome than OK
+    failed integer not null,
+    -- when they left
+    at real not null,
+    crc integer not null,
+    body blob not null,
+    body_crc integer not null
 );
-create unique index if not exists history_task on history (cluster, proc);
+create index if not exists history_cluster on history (cluster, first, last, count);
 
 -- Notes the scribe has not written yet: the fields of records.Note.
 create table if not exists outbox (

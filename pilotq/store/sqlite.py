@@ -6,20 +6,20 @@ import os
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Callable, Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pilotq.core.records import ClusterAdded, ClusterLeft, NoteAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.core.records import Record
 from pilotq.errors import UserError
 from pilotq.store import DELTA_BLOCK, Loaded, StoreBroken, StoreDamaged, StoreFull, checksum
+from pilotq.store.blocks import Ledger, LeftTwiceError
 from pilotq.store.loading import load
 from pilotq.store.place import BALLAST_BYTES, Ballast, Lock, is_full, require_local
+from pilotq.store.writing import Rows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Pages (4 KiB) the WAL grows to before it is copied into the database.
 _CHECKPOINT_PAGES = 4000
 _WAL_BYTES_MAX = 64 << 20
@@ -27,20 +27,6 @@ _WAL_BYTES_MAX = 64 << 20
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_list = msgspec.msgpack.Decoder(list[bytes]).decode
 _crc32 = zlib.crc32
-
-
-def _in_sizes(head: str, row: str, tail: str = "") -> dict[int, str]:
-    """A statement for a hundred, for ten and for one row."""
-    return {size: head + ", ".join([row] * size) + tail for size in (100, 10, 1)}
-
-
-_PUT_TASKS = _in_sizes("replace into task values ", "(?, ?, ?, ?, ?, ?)")
-_ADD_HISTORY = _in_sizes(
-    "insert into history (cluster, proc, state, attempt, facts, crc) values ", "(?, ?, ?, ?, ?, ?)"
-)
-_ADD_NOTES = _in_sizes("insert into outbox values ", "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
-_DROP_NOTES = _in_sizes("delete from outbox where n in (", "?", ")")
-_DELETE_TASKS = _in_sizes("delete from task where cluster = ? and proc in (", "?", ")")
 
 
 class SqliteStore:
@@ -52,15 +38,8 @@ class SqliteStore:
         self._ballast: Ballast | None = None
         self._path = Path()
         self._db: sqlite3.Connection | None = None
-        #: Take a run of records of one type.
-        self._writers: dict[type, Callable[[sqlite3.Connection, list[Any]], None]] = {
-            ClusterAdded: _add_clusters,
-            TaskRows: _put_tasks,
-            TasksLeft: _move_tasks,
-            ClusterLeft: _leave_clusters,
-            NoteAdded: _add_notes,
-            NotesDone: _drop_notes,
-        }
+        #: Made from disk when it is needed and not there.
+        self._ledger: Ledger | None = None
 
     # ---- open and close
 
@@ -91,6 +70,11 @@ class SqliteStore:
         db = self._db = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
         try:
             (version,) = db.execute("pragma user_version").fetchone()
+            if 0 < version < SCHEMA_VERSION:
+                raise UserError(
+                    f"{self._path} was written by an older pilotq (its format is {version}, ours {SCHEMA_VERSION})",
+                    "let that version finish what is in it, or move it away to begin with an empty queue",
+                )
             if version > SCHEMA_VERSION:
                 raise UserError(
                     f"{self._path} was written by a newer pilotq (its format is {version}, ours {SCHEMA_VERSION})",
@@ -127,9 +111,10 @@ class SqliteStore:
 
     def load(self) -> Loaded:
         try:
-            return load(self._open_db)
+            loaded, self._ledger = load(self._open_db)
         except sqlite3.Error as error:
             raise self._judge(error) from error
+        return loaded
 
     @property
     def _open_db(self) -> sqlite3.Connection:
@@ -143,10 +128,15 @@ class SqliteStore:
         if not records:
             return
         db = self._open_db
+        if self._ledger is None:
+            self.load()
+        assert self._ledger is not None
         try:
+            rows = Rows(self._ledger)
+            for record in records:
+                rows.take(record)
             db.execute("begin immediate")
-            for kind, run in groupby(records, type):
-                self._writers[kind](db, list(run))
+            rows.write(db)
             db.execute("commit")
         except sqlite3.Error as error:
             verdict = self._judge(error)
@@ -155,11 +145,15 @@ class SqliteStore:
             else:
                 self.close()
             raise verdict from error
+        except LeftTwiceError as error:
+            self.close()
+            raise StoreBroken(f"a task would leave {self._path} a second time") from error
         except BaseException:
             self._roll_back()
             raise
 
     def _roll_back(self) -> None:
+        self._ledger = None
         db = self._open_db
         try:
             if db.in_transaction:
@@ -195,7 +189,7 @@ class SqliteStore:
 
     def body(self, cluster: int) -> bytes:
         *row, crc = self._row(
-            "select cluster, owner, key, count, priority, submitted_at, state, body, crc from cluster"
+            "select cluster, owner, key, count, priority, submitted_at, state, since, body, crc from cluster"
             " where cluster = ?",
             cluster,
         )
@@ -255,101 +249,3 @@ class SqliteStore:
 
     def restore_ballast(self) -> bool:
         return self._ballast is not None and self._ballast.restore()
-
-
-def _add_clusters(db: sqlite3.Connection, records: list[ClusterAdded]) -> None:
-    for new in records:
-        row = (
-            new.cluster,
-            new.owner,
-            new.key,
-            new.count,
-            new.priority,
-            float(new.submitted_at),
-            int(new.state),
-            new.body,
-        )
-        db.execute(
-            "insert into cluster values (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
-            (*row, checksum(row), new.description, _crc32(new.description)),
-        )
-        db.executemany("insert or ignore into file values (?, ?)", [(new.cluster, digest) for digest in new.digests])
-        db.executemany("insert into delta values (?, ?, ?, ?)", _delta_blocks(new.cluster, new.deltas))
-
-
-def _put_tasks(db: sqlite3.Connection, records: list[TaskRows]) -> None:
-    _execute(db, _PUT_TASKS, 6, _task_values(records))
-
-
-def _move_tasks(db: sqlite3.Connection, records: list[TasksLeft]) -> None:
-    for rows in records:
-        _execute(db, _DELETE_TASKS, 1, rows.procs, (rows.cluster,))
-    _execute(db, _ADD_HISTORY, 6, _task_values(records))
-
-
-def _leave_clusters(db: sqlite3.Connection, records: list[ClusterLeft]) -> None:
-    for left in records:
-        db.execute("update cluster set live = 0 where cluster = ?", (left.cluster,))
-        db.execute("delete from file where cluster = ?", (left.cluster,))
-
-
-def _add_notes(db: sqlite3.Connection, records: list[NoteAdded]) -> None:
-    values: list[Any] = []
-    for added in records:
-        note = added.note
-        row = (
-            note.n,
-            note.event,
-            note.cluster,
-            note.proc,
-            note.count,
-            float(note.at),
-            note.attempt,
-            int(note.final),
-            _pack(note.facts),
-            _pack(note.outputs),
-        )
-        values += row
-        values.append(checksum(row))
-    _execute(db, _ADD_NOTES, 11, values)
-
-
-def _drop_notes(db: sqlite3.Connection, records: list[NotesDone]) -> None:
-    for done in records:
-        _execute(db, _DROP_NOTES, 1, done.ns)
-
-
-def _task_values(records: list[TaskRows] | list[TasksLeft]) -> list[Any]:
-    """The rows of records for `task` or `history`, one value after the other."""
-    values: list[Any] = []
-    for rows in records:
-        cluster = rows.cluster
-        for proc, state, attempt, facts in zip(rows.procs, rows.states, rows.attempts, rows.facts, strict=True):
-            row = (cluster, proc, state, attempt, facts)
-            values += row
-            # As `checksum`, without its call and copy: this is the hot line of the store.
-            values.append(_crc32(_pack(row)))
-    return values
-
-
-def _execute(
-    db: sqlite3.Connection, statements: dict[int, str], width: int, values: list[Any], head: tuple[Any, ...] = ()
-) -> None:
-    """Run a statement over many rows, a hundred at a time while there are so many.
-
-    Shape: `values` are the rows' values one after the other, `width` a row; `head` comes first in each statement.
-    Cost: half of what `executemany` with single rows takes.
-    """
-    at, end = 0, len(values)
-    for size, statement in statements.items():
-        step = size * width
-        stop = end - (end - at) % step
-        if at < stop:
-            db.executemany(statement, [(*head, *values[first : first + step]) for first in range(at, stop, step)])
-            at = stop
-
-
-def _delta_blocks(cluster: int, deltas: list[bytes]) -> Iterable[tuple[int, int, bytes, int]]:
-    for first in range(0, len(deltas), DELTA_BLOCK):
-        block = _pack(deltas[first : first + DELTA_BLOCK])
-        yield cluster, first, block, _crc32(block)

@@ -199,8 +199,7 @@ def test_every_state_makes_an_ad_that_htcondor_reads(state: State) -> None:
 
 
 def test_one_attribute_at_a_time_is_the_same() -> None:
-    packed = msgspec.msgpack.encode(RAN)
-    job = Job(Template(BODY, 7, 10), 4, State.RUNNING, 2, packed, NOW, "head.example")
+    job = Job(Template(BODY, 7, 10), 4, State.RUNNING, 2, RAN, NOW, "head.example")
     whole = job.attributes()
     assert {name: job.get(name.lower()) for name in whole} == whole
     assert job.attributes(["jobstatus", "CMD", "nothing"]) == {"Cmd": whole["Cmd"], "JobStatus": "2"}

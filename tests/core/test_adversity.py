@@ -135,7 +135,7 @@ def test_a_start_between_hello_and_welcome_is_told() -> None:
     world.now = Now(world.now.boot + 1, world.now.wall + 1)
     node.do(w.Tick())
     assert any(isinstance(message, wire.Hello) for _, message in node.outbox)
-    node.do(w.Launched(node.launched[0]))
+    node.do(w.FromKeepers(started=[node.launched[0]]))
     world.now = Now(world.now.boot + 0.05, world.now.wall + 0.05)
     node.do(w.Tick())
     world.pass_time(2)
@@ -182,18 +182,44 @@ def foreman() -> tuple[f.ForemanCore, Now]:
 
 def test_a_foreman_survives_rubbish() -> None:
     core, now = foreman()
-    core.handle(f.FromBelow(b"s", b"\x91\xa3Get\xff"), now)
+    turn = core.handle(f.FromBelow(b"s", [b"", b"\x91\xa3Get\xff", b"\xff"]), now)
     assert b"s" in core.sessions
+    assert turn.actions[-1] == f.Up([b"s", b"", b"s", b"\xff"]), "what is no request for a file is passed on unopened"
 
 
 def test_a_description_told_again_is_passed_on_again() -> None:
     core, now = foreman()
-    core.handle(f.FromBelow(b"s", wire.pack(wire.Beat(1, wire.Offer(Resources(1)), 0, 0))), now)
+    core.handle(f.FromBelow(b"s", [wire.pack(wire.Beat(1, wire.Offer(Resources(1)), 0, 0))]), now)
     describe, assign = wire.pack(wire.Describe(1, b"x")), wire.pack(wire.Assign(1, [0], [1]))
     for _ in range(2):
-        core.handle(f.FromAbove(b"", describe), now)
-        turn = core.handle(f.FromAbove(b"s", assign), now)
-        assert [action.payload for action in turn.actions] == [describe, assign]
+        turn = core.handle(f.FromAbove([b"", describe, b"s", assign]), now)
+        assert turn.actions == [f.Down(b"s", [b"", describe, b"", assign])]
+
+
+def test_a_batch_of_the_master_becomes_one_message_a_worker() -> None:
+    core, now = foreman()
+    for session in (b"a", b"b"):
+        core.handle(f.FromBelow(session, [wire.pack(wire.Killed([]))]), now)
+    turn = core.handle(f.FromAbove([b"a", b"1", b"b", b"2", b"gone", b"3", b"a", b"4"]), now)
+    gone = f.Up([b"", wire.pack(wire.Gone([b"gone"]))])
+    assert turn.actions == [f.Down(b"a", [b"", b"1", b"", b"4"]), f.Down(b"b", [b"", b"2"]), gone]
+
+
+def test_heartbeats_travel_together_and_never_overtake() -> None:
+    core, now = foreman()
+    core.handle(f.Tick(), now)
+    beat, started = wire.pack(wire.Beat(1, wire.Offer(Resources(1)), 0, 0)), wire.pack(wire.Started([]))
+    assert core.handle(f.FromBelow(b"a", [beat]), now).actions == []
+    due = core.next_wakeup()
+    assert due == now.boot + f.BEATS_WAIT_S
+    later = Now(now.boot + f.BEATS_WAIT_S / 2, now.wall)
+    assert core.handle(f.FromBelow(b"b", [beat]), later).actions == []
+    assert core.next_wakeup() == due, "the first one decides"
+    turn = core.handle(f.Tick(), Now(due, now.wall))
+    assert turn.actions == [f.Up([b"a", beat, b"b", beat])]
+    core.handle(f.FromBelow(b"a", [beat]), now)
+    turn = core.handle(f.FromBelow(b"b", [started]), now)
+    assert turn.actions == [f.Up([b"a", beat, b"b", started])], "anything else takes them along at once"
 
 
 def test_files_are_asked_for_by_digest_only(tmp_path: Path) -> None:

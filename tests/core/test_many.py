@@ -81,13 +81,13 @@ def test_a_file_that_a_node_has_no_space_for_is_no_reason_to_hold_its_task() -> 
     node.holds_files = True
     cluster = world.submit()
     (token,) = node.core.attempts
-    node.do(w.FilesReady(token, "no space", may_pass=True))
+    node.do(w.FilesReady([token], "no space", may_pass=True))
     world.deliver()
     assert world.state(cluster) == State.IDLE and not node.core.attempts and node.discarded == [token]
     assert "worker refuses tasks" in world.said
     world.pass_time(15)
     (again,) = node.core.attempts
     assert again.attempt == token.attempt + 1
-    node.do(w.FilesReady(again, "it is not kept any more"))
+    node.do(w.FilesReady([again], "it is not kept any more"))
     world.deliver()
     assert world.state(cluster) == State.HELD

@@ -25,14 +25,16 @@ class Storm:
 
     def new_node(self, predecessors: list[str]) -> None:
         self.names += 1
-        Node(self.world, f"n{self.names}", slots=self.random.randint(1, 3), predecessors=predecessors)
+        node = Node(self.world, f"n{self.names}", slots=self.random.randint(1, 3), predecessors=predecessors)
+        # With short tasks attempts follow each other in a slot.
+        node.task_s = self.random.choice([0.002, 0.04, 5.0])
 
     def step(self) -> None:
         world, choose = self.world, self.random
         node = choose.choice(list(world.workers.values()))
-        what = choose.randrange(12)
+        what = choose.randrange(13)
         if what <= 1:
-            count = choose.randint(1, 5)
+            count = choose.choice([1, 2, 5, 20])
             self.submitted[world.submit(count, log=choose.random() < 0.5)] = count
         elif what <= 4 and node.running:
             outcomes = [Outcome.OK] * 6 + [Outcome.EXIT, Outcome.LOST]
@@ -50,7 +52,10 @@ class Storm:
             node.do(w.LinkLost(node.core.session.link))
         elif what == 10:
             world.write_notes()
+        elif what == 11:
+            node.holds_orders = True
         else:
+            self.obey()
             world.pass_time(choose.choice([0.2, 1.0, 5.0, 30.0, 90.0]))
         if choose.random() < 0.8:
             world.deliver()
@@ -60,6 +65,12 @@ class Storm:
         live = [(c.id, p) for c in self.world.master.queue.clusters.values() for p in c.live_procs()]
         if live:
             self.world.act(self.random.choice(["cancel", "hold", "release", "release"]), self.random.choice(live))
+
+    def obey(self) -> None:
+        """Keepers are never late for long."""
+        for node in self.world.workers.values():
+            node.holds_orders = False
+            node.obey()
 
     def check(self) -> None:
         world = self.world
@@ -83,6 +94,7 @@ class Storm:
         world = self.world
         for node in world.workers.values():
             node.cut = False
+        self.obey()
         for _ in range(400):
             for cluster in list(world.master.queue.clusters.values()):
                 for proc in cluster.live_procs():

@@ -40,8 +40,7 @@ class Remembered:
                 self.clusters[record.cluster] = record
             elif isinstance(record, TaskRows | TasksLeft):
                 columns = zip(record.procs, record.states, record.attempts, record.facts, strict=True)
-                for proc, state, attempt, packed in columns:
-                    facts = msgspec.msgpack.decode(packed, type=Facts)
+                for proc, state, attempt, facts in columns:
                     if isinstance(record, TaskRows):
                         self.rows[record.cluster, proc] = (state, attempt, facts)
                     else:
@@ -244,7 +243,15 @@ class Node:
         self.holds_files = False
         self.holds_launches = False
         self.left = ""
+        #: True: the test says when keepers hear of orders.
+        self.holds_orders = False
+        self.orders: deque[w.Launch | w.End | w.TakeBack] = deque()
+        self.slots = slots
+        #: What every task takes.
+        self.task_s = 5.0
         self.running: list[wire.Token] = []
+        #: Attempts in a keeper that wait for another.
+        self.followers: dict[wire.Token, wire.Token] = {}
         self.launched: list[wire.Token] = []
         self.discarded: list[wire.Token] = []
         options.setdefault("idle_timeout_s", 0.0)
@@ -271,22 +278,64 @@ class Node:
             self.outbox.clear()
         elif isinstance(action, w.Stage):
             if not self.holds_files:
-                self.do(w.FilesReady(action.token))
-        elif isinstance(action, w.Launch):
-            self.running.append(action.token)
-            self.launched.append(action.token)
-            if not self.holds_launches:
-                self.do(w.Launched(action.token))
-        elif isinstance(action, w.End):
-            if action.token in self.running:
-                self.end(action.token, Outcome.CANCELLED if action.outcome == Outcome.CANCELLED else action.outcome)
+                self.do(w.FilesReady(action.tokens))
+        elif isinstance(action, w.Launch | w.End | w.TakeBack):
+            self.orders.append(action)
+            if not self.holds_orders:
+                self.obey()
         elif isinstance(action, w.Discard):
-            self.discarded.append(action.token)
+            self.discarded += action.tokens
         elif isinstance(action, w.Leave):
             self.left = action.reason
+
+    def obey(self) -> None:
+        """The keepers do what they were told."""
+        while self.orders:
+            order = self.orders.popleft()
+            if isinstance(order, w.Launch):
+                assert order.token not in self.launched
+                self.launched.append(order.token)
+                if order.after in self.running or order.after in self.followers:
+                    self.followers[order.token] = order.after
+                else:
+                    self._tell(started=self._start(order.token))
+            elif order.token in self.running:
+                if isinstance(order, w.End):
+                    self.end(order.token, order.outcome)
+            elif order.token in self.followers:
+                self._pass_on(order.token, self.followers.pop(order.token))
+                if isinstance(order, w.End):
+                    self._tell(ended=[(order.token, Ended(order.outcome))])
+                else:
+                    self.launched.remove(order.token)
+                    self._tell(returned=[order.token])
+
+    def _start(self, token: wire.Token) -> list[wire.Token]:
+        """Gives those of which the start is told."""
+        self.running.append(token)
+        assert len(self.running) <= self.slots
+        return [] if self.holds_launches else [token]
+
+    def _pass_on(self, token: wire.Token, before: wire.Token | None) -> list[wire.Token]:
+        """What followed it follows another, or starts; those started."""
+        started = []
+        for follower in [one for one, after in self.followers.items() if after == token]:
+            if before is not None:
+                self.followers[follower] = before
+            else:
+                del self.followers[follower]
+                started += self._start(follower)
+        return started
+
+    def _tell(self, **what: Any) -> None:
+        event = w.FromKeepers(**what)
+        if event != w.FromKeepers():
+            self.do(event)
 
     def end(self, token: wire.Token | None = None, outcome: Outcome = Outcome.OK, code: int = 0, **more: Any) -> None:
         """A running attempt ends."""
         token = token or self.running[0]
         self.running.remove(token)
-        self.do(w.Exited(token, Ended(outcome, code, usage=Usage(wall_s=5.0), **more)))
+        started = self._pass_on(token, None)
+        ended = Ended(outcome, code, usage=Usage(wall_s=self.task_s), **more)
+        self._tell(started=started, ended=[(token, ended)])

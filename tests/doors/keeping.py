@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from pilotq.keeper import talk
-from pilotq.keeper.keepers import Keepers
+from pilotq.keeper.keepers import Event, Keepers
 from pilotq.model import Description, Ended, FileRef, OutputFile
 from pilotq.proc import start_ticks
 from pilotq.wire import Token
@@ -32,15 +32,21 @@ class Bench:
         self.tasks = path / "tasks"
         for directory in (self.cache, self.tasks):
             directory.mkdir(exist_ok=True)
-        self.keepers = Keepers(count, self._on_event)
+        self.keepers = Keepers(count, self._on_events)
         self.pids: dict[Token, asyncio.Future[int]] = {}
         self.ends: dict[Token, asyncio.Future[Ended]] = {}
+        self.kept: dict[Token, bool] = {}
+        self.returned: dict[Token, asyncio.Future[None]] = {}
 
-    def _on_event(self, event: talk.Event) -> None:
-        if isinstance(event, talk.Launched):
-            self.pids[event.token].set_result(event.pid)
-        elif isinstance(event, talk.Exited):
-            self.ends[event.token].set_result(event.ended)
+    def _on_events(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, talk.Launched):
+                self.pids[event.token].set_result(event.pid)
+            elif isinstance(event, talk.Exited):
+                self.kept[event.token] = event.kept
+                self.ends[event.token].set_result(event.ended)
+            else:
+                self.returned[event.token].set_result(None)
 
     def keep(self, name: str, content: bytes | str, mode: int = 0o644) -> FileRef:
         """A file of the submit side."""
@@ -49,16 +55,24 @@ class Bench:
         (self.cache / digest).write_bytes(data)
         return FileRef(name, digest, len(data), mode)
 
-    def launch(self, *argv: str, delta: dict[str, Any] | None = None, extra: Any = None, **fields: Any) -> Token:
+    def launch(
+        self,
+        *argv: str,
+        delta: dict[str, Any] | None = None,
+        extra: Any = None,
+        after: Token | None = None,
+        **fields: Any,
+    ) -> Token:
         """Begin an attempt of a new task."""
         token = Token(7, next(_numbers), 1)
         loop = asyncio.get_running_loop()
         self.pids[token] = loop.create_future()
         self.ends[token] = loop.create_future()
+        self.returned[token] = loop.create_future()
         body = msgspec.msgpack.encode(Description(argv=list(argv), **fields))
         packed = msgspec.msgpack.encode(delta) if delta else b""
         sandbox = str(self.sandbox(token))
-        self.keepers.launch(token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n")
+        self.keepers.launch(token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n", after)
         return token
 
     def sandbox(self, token: Token) -> Path:

@@ -15,7 +15,10 @@ import msgspec
 
 import pilotq
 from pilotq.condor.request import read_fields, write_fields
+from pilotq.core.records import Record, TaskRows, TasksLeft
 from pilotq.model import PROC_MARK, ClusterBody, Facts, HoldCode, Outcome, State, Usage
+from pilotq.store.blocks import Ledger
+from pilotq.store.writing import Rows
 
 SCHEMA = Path(pilotq.__file__).parent / "store" / "schema.sql"
 QUEUED_AT = 1_700_000_000.0
@@ -37,6 +40,7 @@ class Builder:
         self.db.execute("pragma journal_mode=wal")
         self.db.execute("pragma synchronous=off")
         self.db.executescript(SCHEMA.read_text())
+        self._ledger = Ledger()
 
     def cluster(
         self,
@@ -60,6 +64,7 @@ class Builder:
             priority=made.priority,
             submitted_at=made.submitted_at,
             state=int(state),
+            since=0,
             body=msgspec.msgpack.encode(made),
             crc=0,
             description=b"",
@@ -73,15 +78,16 @@ class Builder:
         return self
 
     def task(self, cluster: int, proc: int, state: State, attempt: int = 1, **facts: Any) -> Builder:
-        return self._task("task", cluster, proc, state, attempt, facts)
+        return self.write(TaskRows(cluster, [proc], [int(state)], [attempt], [Facts(**facts)]))
 
     def ended(self, cluster: int, proc: int, state: State = State.DONE, attempt: int = 1, **facts: Any) -> Builder:
-        self.db.execute("delete from task where cluster = ? and proc = ?", (cluster, proc))
-        return self._task("history", cluster, proc, state, attempt, facts)
+        return self.write(TasksLeft(cluster, [proc], [int(state)], [attempt], [Facts(**facts)], QUEUED_AT + 100))
 
-    def _task(self, table: str, cluster: int, proc: int, state: State, attempt: int, facts: dict[str, Any]) -> Builder:
-        packed = msgspec.msgpack.encode(Facts(**facts))
-        self._insert(table, cluster=cluster, proc=proc, state=int(state), attempt=attempt, facts=packed, crc=0)
+    def write(self, *records: Record) -> Builder:
+        rows = Rows(self._ledger)
+        for record in records:
+            rows.take(record)
+        rows.write(self.db)
         self.db.commit()
         return self
 

@@ -93,6 +93,8 @@ class Office:
     def __init__(self, house: House, patience_s: float = 600.0) -> None:
         self.done: list[int] = []
         self.failed: list[Failed] = []
+        #: Messages that said what is done.
+        self.told = 0
         self._changed = threading.Condition()
         reader = Reader(house.state / "queue.db")
         journal = Journal(house.state / "scribe.db", house.state / "queue.db")
@@ -103,6 +105,7 @@ class Office:
         with self._changed:
             if isinstance(message, Done):
                 self.done += message.ns
+                self.told += 1
             else:
                 self.failed.append(message)
             self._changed.notify_all()

@@ -30,8 +30,8 @@ def cluster(number: int, count: int = 1, **more: object) -> ClusterAdded:
     return ClusterAdded(**{**values, **more})  # type: ignore[arg-type]
 
 
-def facts(**values: object) -> bytes:
-    return pack(Facts(**values))  # type: ignore[arg-type]
+def facts(**values: object) -> Facts:
+    return Facts(**values)  # type: ignore[arg-type]
 
 
 def rows(number: int, procs: list[int], state: State, attempt: int = 1, **values: object) -> TaskRows:
@@ -43,6 +43,13 @@ def left(number: int, procs: list[int], state: State = State.DONE, **values: obj
     size = len(procs)
     values.setdefault("outcome", Outcome.OK)
     return TasksLeft(number, procs, [state] * size, [1] * size, [facts(**values)] * size, 1700000100.5)
+
+
+def mixed(number: int, procs: list[int]) -> TaskRows:
+    """Rows of tasks that have as little in common as can be."""
+    states = [State.ASSIGNED if proc % 5 else State.RUNNING for proc in procs]
+    some = [facts(), facts(host="n1"), facts(host="n2", starts=1)]
+    return TaskRows(number, procs, states, [1 + proc % 2 for proc in procs], [some[proc % 7 % 3] for proc in procs])
 
 
 def note(n: int, number: int, proc: int = 0, *, final: bool = False) -> NoteAdded:

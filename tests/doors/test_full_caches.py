@@ -56,7 +56,7 @@ def test_a_foreman_tells_its_workers_to_come_back(tmp_path: Path) -> None:
 
 def test_a_worker_with_a_full_disk_lives_and_gives_its_tasks_back(tmp_path: Path) -> None:
     asked: list[wire.Message] = []
-    ready: list[tuple[wire.Token, str, bool]] = []
+    ready: list[tuple[list[wire.Token], str, bool]] = []
     stager = Stager(tmp_path, asked.append, lambda *what: ready.append(what))
     leave_no_space(tmp_path)
     stager.keep({DIGEST: DATA})
@@ -69,9 +69,9 @@ def test_a_worker_with_a_full_disk_lives_and_gives_its_tasks_back(tmp_path: Path
         (wire.Chunk(DIGEST, 0, wire.NOT_KEPT, b""), "not kept on the head any more", False),
         (CHUNK, "", False),
     ):
-        stager.stage(TOKEN, body, b"")
+        stager.stage([TOKEN], body, [b""])
         assert len(asked) == len(ready) + 1
         stager.on_chunk(chunk)
         token, said, later = ready[-1]
-        assert (token, later) == (TOKEN, may_pass) and said.endswith(reason)
+        assert (token, later) == ([TOKEN], may_pass) and said.endswith(reason)
     assert ready[-1][1] == ""

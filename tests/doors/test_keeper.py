@@ -107,7 +107,7 @@ async def test_sandbox_and_ads(bench: Bench) -> None:
     ended = await bench.end(token)
     sandbox = bench.sandbox(token)
     assert data(ended, STDOUT).decode() == f'{sandbox}\n700\nOwner = "bob"\nCpus = 1\n'
-    bench.keepers.discard(token)
+    assert not bench.kept[token]
     await until(lambda: not sandbox.exists())
 
 
@@ -234,7 +234,7 @@ async def test_wrapper_has_the_payloads_pid(bench: Bench) -> None:
         wrapper=["wrapper", "word"],
         files=[
             bench.keep("wrapper", '#!/bin/sh\necho wrapper $$ $1\nshift\nexec "$@"\n'),
-            bench.keep("payload", '#!/bin/sh\necho payload $$ "$1"\n'),
+            bench.keep("payload", '#!/bin/sh\necho payload $$ "$1"\nsleep 0.1\n'),
         ],
         keep_stdout=True,
     )
@@ -285,12 +285,15 @@ async def test_large_output_is_pulled(bench: Bench) -> None:
     token = bench.launch_sh("head -c 100000 /dev/zero > big; echo hi", outputs=["big"], keep_stdout=True)
     ended = await bench.end(token)
     assert (output(ended, "big").size_bytes, output(ended, "big").data) == (100_000, None)
+    assert bench.kept[token]
     sandbox = str(bench.sandbox(token))
     assert read_output(sandbox, "big", 99_990, 1000) == b"\0" * 10
     assert read_output(sandbox, STDOUT, 1, 10) == b"i\n"
     for name in ("../x", "/etc/passwd", "none"):
         with pytest.raises(OSError):
             read_output(sandbox, name, 0, 10)
+    bench.keepers.discard(token)
+    await until(lambda: not bench.sandbox(token).exists())
 
 
 async def test_many_outputs_keep_the_result_small(bench: Bench) -> None:
@@ -413,20 +416,25 @@ async def test_disk_limit(bench: Bench) -> None:
 
 
 async def test_end_with_grace(bench: Bench) -> None:
-    token = bench.launch_sh("trap 'echo saved > f; exit 0' TERM; echo > ready; sleep 100", outputs=["f"])
+    saved = bench.path / "saved"
+    script = "trap 'echo saved > $1; exit 0' TERM; sh -c 'echo > ready; exec sleep 100'"
+    token = bench.launch_sh(script, str(saved), outputs=["f"])
     await until((bench.sandbox(token) / "ready").exists)
     bench.keepers.end(token, Outcome.EVICTED, 10)
     ended = await bench.end(token)
     assert (ended.outcome, ended.outputs) == (Outcome.EVICTED, [])
-    assert (bench.sandbox(token) / "f").read_text() == "saved\n"
+    assert saved.read_text() == "saved\n"
+    await until(lambda: not bench.sandbox(token).exists())
 
 
 async def test_own_signal(bench: Bench) -> None:
-    token = bench.launch_sh("trap 'echo > f; exit 0' USR2; echo > ready; sleep 100", kill_signal=int(signal.SIGUSR2))
+    told = bench.path / "told"
+    script = "trap 'echo > $1; exit 0' USR2; sh -c 'echo > ready; exec sleep 100'"
+    token = bench.launch_sh(script, str(told), kill_signal=int(signal.SIGUSR2))
     await until((bench.sandbox(token) / "ready").exists)
     bench.keepers.end(token, Outcome.CANCELLED)
     assert (await bench.end(token)).outcome == Outcome.CANCELLED
-    assert (bench.sandbox(token) / "f").exists()
+    assert told.exists()
 
 
 async def test_ignores_its_signal(bench: Bench) -> None:

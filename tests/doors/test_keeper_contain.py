@@ -170,12 +170,14 @@ async def test_only_the_dead_keepers_tasks_are_lost(tmp_path: Path) -> None:
 
 
 async def test_close_gives_time(bench: Bench) -> None:
-    token = bench.launch_sh("trap 'echo > f; exit 0' TERM; sh -c 'echo > ready; exec sleep 60'")
+    saved = bench.path / "saved"
+    token = bench.launch_sh("trap 'echo > $1; exit 0' TERM; sh -c 'echo > ready; exec sleep 60'", str(saved))
     await until((bench.sandbox(token) / "ready").exists)
     keeper = bench.keepers.pids[0]
     await bench.keepers.close(10)
     assert (await bench.end(token)).outcome == Outcome.EVICTED
-    assert (bench.sandbox(token) / "f").exists()
+    assert saved.exists()
+    assert not bench.sandbox(token).exists(), "removed before the keeper left"
     assert not alive(keeper)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import zmq
 
-from pilotq import keys
-from pilotq.errors import InternalError, UserError
+from pilotq import keys, wire
+from pilotq.errors import InternalError, PeerError, UserError
 from pilotq.link import Dialer, Listener, new_socket, prove_closed, serving
 
 
@@ -37,8 +37,8 @@ class Server:
         self.stack.enter_context(serving(self.authenticator))
         self.listener.start()
 
-    def _on_batch(self, peer: bytes, user: str, frames: list[bytes]) -> None:
-        self.got.append((peer, user, frames))
+    def _on_batch(self, peer: bytes, user: str, parts: list[bytes]) -> None:
+        self.got.append((peer, user, parts))
         self.came.set()
 
     def dial(self, token: keys.Token, on_batch: Callable[[list[bytes]], None], on_lost: Callable[[], None]) -> Dialer:
@@ -73,8 +73,8 @@ async def test_a_batch_there_and_back(server: Server) -> None:
     back: list[list[bytes]] = []
     answered = asyncio.Event()
 
-    def on_batch(frames: list[bytes]) -> None:
-        back.append(frames)
+    def on_batch(parts: list[bytes]) -> None:
+        back.append(parts)
         answered.set()
 
     dialer = server.dial(server.token, on_batch, lambda: None)
@@ -82,9 +82,9 @@ async def test_a_batch_there_and_back(server: Server) -> None:
     dialer.send(b"s", b"two")
     dialer.flush()
     await asyncio.wait_for(server.came.wait(), 5)
-    peer, user, frames = server.got[0]
+    peer, user, parts = server.got[0]
     assert user == "worker:site", "the role comes from the key"
-    assert frames == [b"", b"one", b"s", b"two"]
+    assert parts == [b"", b"one", b"s", b"two"]
     server.listener.send(peer, b"", b"answer")
     server.listener.flush()
     await asyncio.wait_for(answered.wait(), 5)
@@ -94,7 +94,7 @@ async def test_a_batch_there_and_back(server: Server) -> None:
 async def test_a_strange_key_gets_nothing(server: Server) -> None:
     server.start()
     refused = asyncio.Event()
-    dialer = server.dial(stranger(server), lambda frames: None, refused.set)
+    dialer = server.dial(stranger(server), lambda parts: None, refused.set)
     dialer.send(b"", b"let me in")
     dialer.flush()
     await asyncio.wait_for(refused.wait(), 5)
@@ -107,7 +107,7 @@ async def test_no_key_gets_nothing(server: Server) -> None:
     socket = new_socket(server.context, zmq.DEALER)
     try:
         socket.connect(f"tcp://127.0.0.1:{server.port}")
-        socket.send_multipart([b"", b"let me in"])
+        socket.send(next(wire.join([b"", b"let me in"])))
         await prove_closed(server.context, server.port, server.pair.public)
         assert not server.got
     finally:
@@ -118,11 +118,11 @@ async def test_raw_bytes_get_nothing_and_disturb_nobody(server: Server) -> None:
     server.start()
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET / HTTP/1.1\r\n\r\n" * 100)
-    dialer = server.dial(server.token, lambda frames: None, lambda: None)
+    dialer = server.dial(server.token, lambda parts: None, lambda: None)
     dialer.send(b"", b"hello")
     dialer.flush()
     await asyncio.wait_for(server.came.wait(), 5)
-    assert [frames for _, _, frames in server.got] == [[b"", b"hello"]]
+    assert [parts for _, _, parts in server.got] == [[b"", b"hello"]]
     writer.close()
 
 
@@ -130,10 +130,10 @@ async def test_nobody_gets_in_when_the_authenticator_is_gone(server: Server) -> 
     server.start()
     server.stack.close()
     lost = asyncio.Event()
-    known = server.dial(server.token, lambda frames: None, lost.set)
+    known = server.dial(server.token, lambda parts: None, lost.set)
     known.send(b"", b"I have a key of yours")
     known.flush()
-    unknown = server.dial(stranger(server), lambda frames: None, lost.set)
+    unknown = server.dial(stranger(server), lambda parts: None, lost.set)
     unknown.send(b"", b"I have none")
     unknown.flush()
     with contextlib.suppress(TimeoutError):
@@ -164,7 +164,7 @@ async def test_an_occupied_port_is_one_clear_line(server: Server) -> None:
 
 async def test_a_peer_that_is_gone_is_told(server: Server) -> None:
     server.start()
-    dialer = server.dial(server.token, lambda frames: None, lambda: None)
+    dialer = server.dial(server.token, lambda parts: None, lambda: None)
     dialer.send(b"", b"hello")
     dialer.flush()
     await asyncio.wait_for(server.came.wait(), 5)
@@ -196,3 +196,41 @@ def test_tokens_are_private_and_for_their_role(tmp_path: Path) -> None:
     path.write_text("rubbish")
     with pytest.raises(UserError, match="is not a token"):
         keys.read_token(path, "worker")
+
+
+def test_a_large_batch_is_several_messages_in_order() -> None:
+    payloads = [
+        bytes([number % 256]) * size for number, size in enumerate([10, wire.BATCH_BYTES_MAX, 600_000, 600_000])
+    ]
+    payloads += [b"small"] * (wire.BATCH_PARTS_MAX + 3)
+    parts = [part for payload in payloads for part in (b"s", payload)]
+    messages = list(wire.join(parts))
+    assert len(messages) > 3
+    assert all(len(message) <= wire.PAYLOAD_BYTES_MAX for message in messages)
+    assert [part for message in messages for part in wire.split(message)] == parts
+    assert len(list(wire.join(parts[:2]))) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xc1",
+        b"\x91\xc4\x01x",
+        b"\x92\x01\x02",
+        b"\xdd\xff\xff\xff\xff",
+        b"\x92\xc4\x00\xc6\x00\x50\x00\x00" + bytes(5 << 20),
+    ],
+)
+async def test_rubbish_of_a_known_peer_is_dropped(server: Server, message: bytes) -> None:
+    with pytest.raises(PeerError):
+        wire.split(message)
+    server.start()
+    dialer = server.dial(server.token, lambda parts: None, lambda: None)
+    if len(message) < wire.PAYLOAD_BYTES_MAX:
+        dialer.socket.send(message)
+    dialer.socket.send_multipart([b"\x90", b"two frames"])
+    dialer.send(b"", b"hello")
+    dialer.flush()
+    await asyncio.wait_for(server.came.wait(), 5)
+    assert [parts for _, _, parts in server.got] == [[b"", b"hello"]]

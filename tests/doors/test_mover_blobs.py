@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from pilotq import wire
 from pilotq.errors import UnavailableError, UserError
 from pilotq.mover import BlobStore
 
@@ -29,7 +32,9 @@ def digest(data: bytes) -> str:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Files with a name of their own."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("small.db")]
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 async def test_a_file_is_kept_under_its_content_once(tmp_path: Path) -> None:
@@ -130,6 +135,71 @@ def test_what_was_told_survives_a_kill(tmp_path: Path) -> None:
         assert not list(tmp_path.glob("put-*"))
 
 
+# ---- small files, many at once
+
+
+async def test_small_files_are_kept_together_and_read_like_any_other(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path)
+    files = [b"", b"one", os.urandom(32 << 10), b"one"]
+    assert await blobs.put_small(files) == [(digest(data), len(data)) for data in files]
+    assert names(tmp_path) == []
+    for data in files:
+        name = digest(data)
+        assert blobs.has(name)
+        assert blobs.read(name, 0, 1 << 20) == (len(data), data)
+        assert blobs.read(name, 2, 5) == (len(data), data[2:7])
+        assert blobs.read(name, -1, -1) == (len(data), b"")
+    assert not blobs.has(digest(b"two")) and blobs.read(digest(b"two"), 0, 10) == (-1, b"")
+    again = BlobStore(tmp_path)
+    assert again.read(digest(b"one"), 0, 10) == (3, b"one")
+    assert (await again.put(stream(b"one")))[1] == 3
+
+
+async def test_the_sweep_takes_small_files_too(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path)
+    words = [b"kept", b"old", b"young", b"again"]
+    kept, old, young, again = [name for name, _ in await blobs.put_small(words)]
+    with blobs._small._writer.transaction() as db:
+        db.execute("update small set kept_at = 1000 where data <> ?", (b"young",))
+    await blobs.put_small([b"again"])
+    assert blobs.sweep({kept}, 3600) == 1
+    assert [blobs.has(name) for name in (kept, old, young, again)] == [True, False, True, True]
+
+
+def test_many_small_files_cost_few_syncs(tmp_path: Path) -> None:
+    """Counted from outside: 2,000 files in four requests."""
+    program = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from pilotq.mover import BlobStore\n"
+        "blobs = BlobStore(Path(sys.argv[1]))\n"
+        "for r in range(4):\n"
+        "    asyncio.run(blobs.put_small([b'%d' % (r * 500 + n) * 100 for n in range(500)]))\n"
+    )
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    trace = tmp_path / "trace"
+    command = [strace, "-f", "-e", "trace=fsync,fdatasync,rename", "-o", str(trace)]
+    subprocess.run([*command, sys.executable, "-c", program, str(tmp_path / "blobs")], check=True)
+    calls = [line for line in trace.read_text().splitlines() if "sync(" in line or "rename(" in line]
+    assert 4 <= len(calls) <= 40
+    assert BlobStore(tmp_path / "blobs").read(digest(b"1999" * 100), 0, 4) == (400, b"1999")
+
+
+async def test_small_files_that_cannot_be_read_now_are_not_said_to_be_gone(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path)
+    ((name, _),) = await blobs.put_small([b"words"])
+    blobs._small.close()
+    (tmp_path / "small.db").rename(tmp_path / "away")
+    (tmp_path / "small.db").mkdir()
+    assert blobs.read(name, 0, 10) == (wire.NOT_NOW, b"")
+    assert blobs.read_small([name]) == {} and blobs.sweep((), -1) == 0
+    (tmp_path / "small.db").rmdir()
+    (tmp_path / "away").rename(tmp_path / "small.db")
+    assert blobs.read(name, 0, 10) == (5, b"words")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
@@ -147,3 +217,6 @@ async def test_a_full_disk_is_one_clear_line_and_leaves_nothing(small_disk: Path
         await blobs.put(stream(*[bytes(50_000)] * 10))
     assert names(small_disk) == []
     assert (await blobs.put(stream(b"small")))[1] == 5
+    with pytest.raises(UnavailableError, match="files cannot be kept"):
+        await blobs.put_small([bytes([number]) * 20_000 for number in range(30)])
+    assert (await blobs.put_small([b"tiny"]))[0] == (digest(b"tiny"), 4)

@@ -41,13 +41,13 @@ def content(spool: Spool) -> dict[str, bytes]:
 
 def test_outputs_are_pulled_within_a_window(spool: Spool) -> None:
     worker = Worker(a=os.urandom(5 * CHUNK + 9), b=os.urandom(CHUNK), c=b"x")
-    pulling = Pulling(spool, TOKEN, worker.outputs())
+    pulling = Pulling(spool, TOKEN, worker.outputs(), 3)
     chance, result = random.Random(5), None
-    under_way = list(pulling.requests(3))
+    under_way = list(pulling.requests())
     while under_way:
         assert len(under_way) <= 3 and result is None
         result = pulling.on_data(worker.answer(under_way.pop(chance.randrange(len(under_way)))))
-        under_way += list(pulling.requests(3))
+        under_way += list(pulling.requests())
     assert result == "" and pulling.is_whole
     pulling.sync()
     assert spool.path(TOKEN) == spool.folder / "7.3.2"
@@ -70,11 +70,11 @@ def test_only_what_has_no_data_is_pulled_and_keeps_its_place(spool: Spool) -> No
 
 def test_a_new_way_to_the_worker_goes_on_where_the_old_one_ended(spool: Spool) -> None:
     worker = Worker(a=os.urandom(6 * CHUNK))
-    pulling = Pulling(spool, TOKEN, worker.outputs())
-    lost = list(pulling.requests(4))
+    pulling = Pulling(spool, TOKEN, worker.outputs(), 5)
+    lost = list(pulling.requests())
     pulling.on_data(worker.answer(lost[1]))
     pulling.restart()
-    asked = [pull.offset // CHUNK for pull in pulling.requests(16)]
+    asked = [pull.offset // CHUNK for pull in pulling.requests()]
     assert sorted(asked) == [0, 2, 3, 4, 5]
     results = [pulling.on_data(worker.answer(wire.Pull(TOKEN, "a", offset * CHUNK))) for offset in asked]
     assert results == [None] * 4 + [""]

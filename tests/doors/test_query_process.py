@@ -79,7 +79,7 @@ def test_a_damaged_record_costs_one_task_its_facts(tmp_path: Path) -> None:
     queue = Builder(tmp_path / "q.db").cluster(1, 3)
     queue.task(1, 1, State.HELD)
     queue.task(1, 2, State.RUNNING, host="node1")
-    queue.db.execute("update task set facts = x'ff00' where proc = 1")
+    queue.db.execute("update task set body = x'ff00' where first = 1")
     queue.db.commit()
     with query_process(tmp_path / "q.db", tmp_path) as (asker, _):
         shown = asker("condor_q", "-af", "JobStatus", "RemoteHost", "HoldReason")

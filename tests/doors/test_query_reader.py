@@ -17,7 +17,8 @@ from query_store import Builder, body
 from pilotq.condor.jobad import Job
 from pilotq.condor.options import Query, parse
 from pilotq.condor.request import Request
-from pilotq.model import CONDOR_STATUS, ENDED, Outcome, State
+from pilotq.core.records import TaskRows, TasksLeft
+from pilotq.model import CONDOR_STATUS, ENDED, Facts, Outcome, State
 from pilotq.query.questions import HeadFacts, Question
 from pilotq.query.reader import Commons, Reader, Run
 
@@ -148,6 +149,23 @@ def test_what_needs_facts_is_asked_only_where_there_are_some(many: Path) -> None
     text, looked = asked(many, "-const", 'RemoteHost == "slot1@node1"', "-af", "ClusterId")
     assert text.count("\n") == 300
     assert looked == 300 + 3
+
+
+def test_tasks_that_have_their_facts_in_common_are_looked_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    procs = list(range(10, 310))
+    same = Facts(host="node1", starts=1)
+    queue = Builder(path).cluster(1, 1000)
+    queue.write(TaskRows(1, procs, [State.RUNNING] * 300, [1] * 300, [same] * 300))
+    queue.write(TasksLeft(1, [200, 100], [State.DONE] * 2, [1] * 2, [same] * 2, 1.0))
+    started = ("-const", "NumJobStarts == 1", "-af", "RemoteHost")
+    text, looked = asked(path, *started)
+    assert text == "slot1@node1\n" * 298
+    # Idle, running in three pieces, idle.
+    assert looked == 5
+    assert asked(path, *started, "-limit", "150")[0] == "slot1@node1\n" * 150
+    text, _ = asked(path, "-const", "NumJobStarts == 1 && ProcId % 100 == 0", "-af", "ProcId", "RemoteHost")
+    assert text == "300 slot1@node1\n"
 
 
 def test_statuses_are_those_of_the_states(tmp_path: Path) -> None:

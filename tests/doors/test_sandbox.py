@@ -76,7 +76,7 @@ def test_stage_does_not_leave(tmp_path: Path) -> None:
     cache.mkdir()
     (cache / "d").write_text("x")
     with pytest.raises(PermissionError):
-        exhaust(stage(str(sandbox), str(cache), [FileRef("../out", "d", 1)], []))
+        exhaust(stage(str(sandbox), str(cache), [FileRef("../out", "d", 1)], [], {}))
     assert not (tmp_path / "out").exists()
 
 
@@ -84,7 +84,7 @@ def test_stage_large_file_in_steps(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     with open(tmp_path / "big", "wb") as file:
         file.truncate(40 << 20)
-    steps = sum(1 for _ in stage(str(tmp_path / "s"), str(tmp_path), [FileRef("big", "big", 40 << 20)], []))
+    steps = sum(1 for _ in stage(str(tmp_path / "s"), str(tmp_path), [FileRef("big", "big", 40 << 20)], [], {}))
     assert steps >= 4
     assert (tmp_path / "s" / "big").stat().st_size == 40 << 20
 

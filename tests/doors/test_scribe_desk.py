@@ -190,6 +190,35 @@ def test_a_full_disk_is_waited_for_and_nothing_is_written_in_part(
         assert len(set(events(house.user / "log"))) == len(events(house.user / "log")) == 40
 
 
+def test_a_task_without_a_log_that_must_wait_holds_up_no_other(
+    house: House, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "RETRY_S", 0.05)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(256 << 10))
+    deltas = [pack({"stdout": f"{small_disk if proc == 0 else house.user}/o.{proc}"}) for proc in range(40)]
+    number = house.cluster(40, deltas)
+    for proc in range(40):
+        house.note(number, proc, -1, outputs=out(bytes(3000)))
+    office = Office(house)
+    office.desk.wake()
+    office.wait(done=39)
+    assert 1 not in office.done and not office.failed
+    filler.unlink()
+    office.wait(done=40)
+    assert (small_disk / "o.0").stat().st_size == 3000
+
+
+def test_notes_of_one_cluster_without_a_log_are_told_together(house: House) -> None:
+    number = house.cluster(400, stdout=f"{house.user}/o.{PROC_MARK}")
+    for proc in range(400):
+        house.note(number, proc, -1, outputs=out())
+    office = Office(house)
+    office.desk.wake()
+    office.wait(done=400)
+    assert office.told < 40
+
+
 # ---- lanes
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from scribe_data import House, pack
 
 from pilotq.model import CLUSTER_MARK, PROC_MARK, STDERR, STDOUT, OutputFile
+from pilotq.scribe.outputs import OPEN_MAX
 
 
 @pytest.fixture
@@ -170,10 +173,7 @@ def test_each_failure_names_its_file_and_reason(house: House) -> None:
     house.note(number, 0, -1, outputs=[inline(STDERR)])
     house.note(number, 1, -1, outputs=[inline("f")])
     house.note(number, 2, -1, outputs=[OutputFile(STDERR, 5, 0o644)])
-    troubles = []
-    for lane, items in house.items().items():
-        ((_, trouble),) = house.writer().write(lane, items).failed
-        troubles.append((trouble.what, trouble.errno, str(trouble)))
+    troubles = [(trouble.what, trouble.errno, str(trouble)) for _, trouble in house.write().failed]
     assert troubles == [
         ("error", 2, f"cannot write standard error {house.user}/no/e: No such file or directory (errno 2)"),
         ("f", 2, f"cannot write output file {house.user}/gone/f: No such file or directory (errno 2)"),
@@ -187,3 +187,102 @@ def test_nothing_is_left_of_a_file_that_cannot_take_its_name(house: House) -> No
     ((_, trouble),) = house.write().failed
     assert trouble.errno == 21
     assert os.listdir(house.user) == ["taken"]
+
+
+class Syncs:
+    """What was synced and renamed, in order; the calls themselves are made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self.open_max = 0
+        for name in ("fdatasync", "fsync"):
+            monkeypatch.setattr(os, name, self._watched(name, getattr(os, name)))
+        rename = os.rename
+
+        def renamed(part: str, base: str, **folders: int) -> None:
+            self.seen.append(("rename", base))
+            rename(part, base, **folders)
+
+        monkeypatch.setattr(os, "rename", renamed)
+
+    def _watched(self, name: str, call: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(descriptor: int) -> None:
+            self.seen.append((name, os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+            self.open_max = max(self.open_max, len(os.listdir("/proc/self/fd")))
+            call(descriptor)
+
+        return sync
+
+    def of(self, call: str) -> list[str]:
+        return [name for seen, name in self.seen if seen == call]
+
+
+def test_files_of_many_tasks_are_synced_together_before_they_are_told(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = house.cluster(200, stdout=f"{house.user}/o.{PROC_MARK}", stderr=f"{house.user}/e.{PROC_MARK}")
+    procs = range(200)
+    for proc in procs:
+        outputs = [inline(STDOUT, b"out"), inline(STDERR, b""), inline(f"f{proc}"), inline(f"z{proc}", b"")]
+        house.note(number, proc, -1, outputs=outputs)
+    syncs = Syncs(monkeypatch)
+    before = len(os.listdir("/proc/self/fd"))
+    assert len(house.write().done) == 200
+    assert len(tree(house.user)) == 800
+    assert sorted(syncs.of("fdatasync")) == sorted([*(f"o.{p}" for p in procs), *_parts(number, "f", procs)])
+    assert sorted(syncs.of("rename")) == sorted([*(f"f{p}" for p in procs), *(f"z{p}" for p in procs)])
+    assert set(syncs.of("fsync")) == {"user"} and len(syncs.of("fsync")) <= 400 // (OPEN_MAX - 3) + 1
+    assert syncs.open_max <= before + OPEN_MAX + 10
+    for name in ("f0", "f199"):
+        data = syncs.seen.index(("fdatasync", _parts(number, "f", [int(name[1:])])[0]))
+        there = syncs.seen.index(("rename", name))
+        assert data < there and ("fsync", "user") in syncs.seen[there:]
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
+
+
+def _parts(cluster: int, letter: str, procs: Iterable[int]) -> list[str]:
+    return [f".{letter}{proc}.{cluster}.{proc}.2.part" for proc in procs]
+
+
+def test_a_file_that_becomes_empty_is_synced_as_well(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    (house.user / "o").write_bytes(b"of an earlier run")
+    number = house.cluster(stdout=f"{house.user}/o", stderr=f"{house.user}/e")
+    house.note(number, 0, -1, outputs=[inline(STDOUT, b""), inline(STDERR, b"")])
+    syncs = Syncs(monkeypatch)
+    house.write()
+    assert tree(house.user) == {"o": b"", "e": b""}
+    assert syncs.seen == [("fdatasync", "o"), ("fsync", "user")]
+
+
+def test_of_two_files_with_one_destination_the_last_stays(house: House) -> None:
+    number = house.cluster(remaps={"a": "x", "b": "x"})
+    house.note(number, 0, -1, outputs=[inline("a", b"1"), inline("b", b"2")])
+    assert not house.write().failed
+    assert tree(house.user) == {"x": b"2"}
+
+
+def test_a_file_that_cannot_be_synced_takes_no_name_and_is_no_trouble_of_others(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = house.cluster(5)
+    for proc in (0, 4):
+        house.note(number, proc, -1, outputs=[inline(f"f{proc}")])
+    real = os.fdatasync
+
+    def failing(descriptor: int) -> None:
+        if ".f0." in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    verdict = house.write()
+    assert [item.proc for item in verdict.done] == [4] and [item.proc for item, _ in verdict.failed] == [0]
+    assert os.listdir(house.user) == ["f4"]
+
+
+def test_a_directory_that_only_takes_files_is_good_enough_for_streams(house: House) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read every directory")
+    (house.user / "box").mkdir(mode=0o300)
+    house.note(house.cluster(stdout=f"{house.user}/box/o"), 0, -1, outputs=[inline(STDOUT)])
+    assert house.write().done

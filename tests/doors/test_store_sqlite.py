@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_data import cluster, left, note, rows, started, tasks
+from store_data import cluster, left, mixed, note, rows, started, tasks
 
 from pilotq.core.records import ClusterLeft, NotesDone, Record
 from pilotq.errors import UserError
@@ -31,6 +31,8 @@ SCENARIO: list[list[Record]] = [
     [NotesDone(list(range(1, 50))), cluster(2, 1, digests=["bb"])],
     [rows(2, [0], State.ASSIGNED), rows(1, list(range(100, 150)), State.IDLE)],
     [left(2, [0]), ClusterLeft(2), NotesDone(list(range(50, 102)))],
+    [cluster(3, 9000), mixed(3, [*range(0, 9000, 3), 1, 4099])],
+    [rows(3, [8997, 3, 6], State.HELD), left(3, [4095, 9, 1, 4098]), left(1, [120, 110])],
 ]
 
 
@@ -130,6 +132,9 @@ def test_a_task_cannot_leave_twice(tmp_path: Path) -> None:
         store.commit([left(1, [0])])
     with pytest.raises(StoreBroken):
         store.commit([left(1, [1])])
+    again = started(tmp_path / "queue.db")
+    with pytest.raises(StoreBroken):
+        again.commit([rows(1, [1, 0], State.IDLE)])
     assert tasks(started(tmp_path / "queue.db").load()) == {(1, 0): (State.DONE, -1)}
 
 
@@ -151,31 +156,69 @@ def damage(path: Path, statement: str) -> None:
     db.close()
 
 
+def block_of(path: Path, table: str, proc: int) -> int:
+    """Number of the one block that names a task."""
+    db = sqlite3.connect(path)
+    ((n,),) = db.execute(f"select n from {table} where ? between first and last", (proc,))
+    db.close()
+    return int(n)
+
+
 def test_a_damaged_task_is_told_and_the_rest_serves(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
-    started(path, [cluster(1, 9), rows(1, [0, 1, 2], State.RUNNING)], [left(1, [0])]).close()
-    damage(path, "update task set attempt = 17 where proc = 1")
-    (loaded,) = started(path).load().clusters
+    commits = [[cluster(1, 9), rows(1, [0, 1], State.RUNNING), rows(1, [2], State.RUNNING)], [left(1, [0])]]
+    started(path, *commits).close()
+    damage(path, f"update task set body = x'00' where n = {block_of(path, 'task', 1)}")
+    store = started(path)
+    (loaded,) = store.load().clusters
     assert list(loaded.procs) == [2]
     assert loaded.damaged == {1: "the row of task 1.1 is damaged in the store"}
+    # What is written anew is whole again.
+    store.commit([rows(1, [1], State.IDLE, attempt=30_000)])
+    store.close()
+    assert tasks(started(path).load()) == {(1, 0): (7, -1), (1, 1): (1, 30_000), (1, 2): (State.RUNNING, 1)}
 
 
-def test_a_task_whose_number_is_damaged_is_still_known(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["first = 6", "last = 70", "count = 11", "state = 7", "cluster = 5", "span = 4096"])
+def test_tasks_whose_number_or_state_is_damaged_are_still_known(tmp_path: Path, change: str) -> None:
     path = tmp_path / "queue.db"
-    started(path, [cluster(1, 9), rows(1, [0, 4], State.RUNNING)]).close()
-    damage(path, "update task set proc = 6 where proc = 4")
+    started(path, [cluster(1, 99), rows(1, [0], State.RUNNING), rows(1, [4, 5, 6], State.RUNNING)]).close()
+    n = block_of(path, "task", 5)
+    damage(path, f"update task set {change} where n = {n}")
     (loaded,) = started(path).load().clusters
     assert list(loaded.procs) == [0]
-    assert list(loaded.damaged) == [4]
+    assert list(loaded.damaged) == [4, 5, 6]
 
 
-def test_an_ended_task_with_a_damaged_row_does_not_run_again(tmp_path: Path) -> None:
+def test_an_older_block_does_not_speak_for_the_tasks_of_a_damaged_one(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
-    started(path, [cluster(1, 9)], [left(1, [0, 1])]).close()
-    damage(path, "update history set state = 1 where proc = 1")
+    started(path, [cluster(1, 9), rows(1, [0, 1, 2], State.RUNNING)], [rows(1, [1], State.IDLE)]).close()
+    damage(path, "update task set body = x'00' where first = 1")
+    (loaded,) = started(path).load().clusters
+    assert list(loaded.procs) == [0, 2]
+    assert list(loaded.damaged) == [1]
+
+
+@pytest.mark.parametrize("table", ["task", "history"])
+def test_a_cluster_is_held_when_it_is_not_known_whose_block_is_damaged(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "queue.db"
+    first = [cluster(1, 9), cluster(2, 2), rows(1, [0], State.RUNNING), rows(1, [1, 3, 5], State.RUNNING)]
+    started(path, first, [left(1, [2]), left(1, [8, 6]), rows(2, [0], State.RUNNING)]).close()
+    damage(path, f"update {table} set procs = x'010000000400000005000000' where length(procs)")
+    one, two = started(path).load().clusters
+    assert not one.procs and not one.states and not one.facts
+    gone = {2, 6, 8} if table == "task" else {2}
+    assert set(one.damaged) == set(range(9)) - gone and set(one.left) == gone
+    assert list(two.procs) == [0] and not two.damaged
+
+
+def test_ended_tasks_with_a_damaged_row_do_not_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    started(path, [cluster(1, 9)], [left(1, [0]), left(1, [2, 1])]).close()
+    damage(path, "update history set state = 5 where first = 1")
     loaded = started(path).load()
-    assert tasks(loaded) == {(1, 0): (State.DONE, -1), (1, 1): (State.DONE, -1)}
-    assert loaded.damage == ["the history of task 1.1 is damaged in the store"]
+    assert tasks(loaded) == {(1, 0): (State.DONE, -1), (1, 1): (State.DONE, -1), (1, 2): (State.DONE, -1)}
+    assert loaded.damage == ["the history of tasks 1.1 to 2 is damaged in the store"]
 
 
 def test_a_damaged_cluster_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -212,9 +255,10 @@ def test_damage_is_found_when_it_is_read(tmp_path: Path, statement: str, ask: st
 
 def test_no_flipped_bit_is_taken_for_a_task(tmp_path: Path) -> None:
     path, copy = tmp_path / "queue.db", tmp_path / "copy.db"
-    started(path, [cluster(1, 99), rows(1, list(range(60)), State.RUNNING)], [left(1, list(range(0, 60, 2)))]).close()
+    some = [rows(1, list(range(first, first + 3)), State.RUNNING) for first in range(0, 300, 3)]
+    started(path, [cluster(1, 400), *some], [left(1, [proc, proc + 4]) for proc in range(0, 290, 6)]).close()
     whole = path.read_bytes()
-    right = tasks(load(sqlite3.connect(path, isolation_level=None)))
+    right = tasks(load(sqlite3.connect(path, isolation_level=None))[0])
     chance, told = random.Random(1), 0
     for _ in range(400):
         data = bytearray(whole)
@@ -222,7 +266,7 @@ def test_no_flipped_bit_is_taken_for_a_task(tmp_path: Path) -> None:
         copy.write_bytes(data)
         db = sqlite3.connect(copy, isolation_level=None)
         try:
-            loaded = load(db)
+            loaded, _ = load(db)
         except (sqlite3.Error, KeyError, ValueError, TypeError):
             told += 1
             continue
@@ -282,6 +326,16 @@ def test_the_files_are_the_owners_alone(tmp_path: Path) -> None:
     names = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "state").iterdir()}
     assert names == dict.fromkeys(["queue.db", "queue.db-wal", "queue.db-shm", "lock", "ballast"], 0)
     store.close()
+
+
+def test_a_store_of_the_past_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    started(path).close()
+    db = sqlite3.connect(path)
+    db.execute("pragma user_version = 1")
+    db.close()
+    with pytest.raises(UserError, match="older pilotq"):
+        started(path)
 
 
 def test_a_store_of_the_future_is_left_alone(tmp_path: Path) -> None:
@@ -373,6 +427,8 @@ def test_a_full_disk_costs_nothing_and_the_ballast_carries_on(small_disk: Path) 
     assert store.release_ballast() and not store.has_ballast
     store.commit([rows(1, list(range(1000)), State.RUNNING, attempt=count)])
     assert not store.restore_ballast()
+    # Nothing that was not committed is remembered: the block before it is gone, and only that.
+    assert store._open_db.execute("select count(*), sum(alive) from task").fetchone() == (1, 1000)
 
     store.close()
     store = SqliteStore(1 << 20)

@@ -27,12 +27,13 @@ NAMES = ["history", "hold", "q", "release", "rm", "status", "submit", "version"]
 
 
 class Server:
-    """Answers `POST /condor` with what a test wants; keeps what `PUT /blob` brought."""
+    """Answers `POST /condor` with what a test wants; keeps what `PUT /blob` and `PUT /blobs` brought."""
 
     def __init__(self, home: Path, answer: Answer, path: Path | None = None) -> None:
         self.answer = answer
         self.requests: list[Request] = []
         self.blobs: list[bytes] = []
+        self.together: list[list[bytes]] = []
         self.socket = socket.socket(socket.AF_UNIX)
         path = path or home / "api.sock"
         folder = os.open(path.parent, os.O_RDONLY)
@@ -68,6 +69,11 @@ class Server:
         if line.startswith(b"PUT /blob "):
             self.blobs.append(body)
             self._send(peer, b"d%d %d\n" % (len(self.blobs), len(body)))
+            return
+        if line.startswith(b"PUT /blobs "):
+            files = read_fields(body)
+            self.together.append(files)
+            self._send(peer, b"".join(b"s%d %d\n" % (number, len(data)) for number, data in enumerate(files)))
             return
         assert line == b"POST /condor HTTP/1.0\r\n"
         request = read_request(body)
@@ -202,6 +208,25 @@ def test_store_streams_the_file(home: Home, serve: Serve, tmp_path: Path) -> Non
     assert read_fields(found["store", "big"].data) == [b"d1", b"%d" % len(content), b"750", b"file"]
     assert found["store", str(tmp_path)].error == "Is a directory"
     assert found["store", "none"].errno == 2
+
+
+def test_small_files_are_sent_together(home: Home, serve: Serve, tmp_path: Path) -> None:
+    limit = 32 << 10
+    for number in range(300):
+        (tmp_path / f"f{number}").write_bytes(os.urandom(limit if number else limit + 1))
+    (tmp_path / "f7").chmod(0o754)
+    (tmp_path / "none-of-it").write_bytes(b"")
+    paths = [*(f"f{number}" for number in range(300)), "none-of-it", "missing", str(tmp_path)]
+    server = serve(wanting(*(("store", path) for path in paths)))
+    done = home.condor("condor_submit", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert server.blobs == [(tmp_path / "f0").read_bytes()]
+    assert [len(files) for files in server.together] == [257, 43]
+    assert sum(server.together, []) == [(tmp_path / path).read_bytes() for path in paths[1:301]]  # noqa: RUF017
+    found = {path: server.requests[-1].answers["store", path] for path in paths}
+    assert read_fields(found["f7"].data) == [b"s6", b"%d" % limit, b"754", b"file"]
+    assert read_fields(found["f299"].data)[0] == b"s41" and read_fields(found["none-of-it"].data)[1] == b"0"
+    assert (found["missing"].errno, found[str(tmp_path)].errno) == (2, 21)
 
 
 def test_can_it_be_written(home: Home, serve: Serve, tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+"""HTTP/1.1 on a Unix socket, as much of it as the API needs.
+
+A connection is one coroutine that takes one request after the other, so that a request costs little more than its two
+system calls. Bodies of requests have a length; answers have one too, or come in pieces.
+
+Source: RFC 9112.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+log = logging.getLogger(__name__)
+
+HEAD_BYTES_MAX = 64 << 10
+PIECE_BYTES = 1 << 18
+#: How long somebody may go on sending what was refused already.
+SKIP_S = 10.0
+_NUMBER_DIGITS_MAX = 18
+#: Bytes that may follow a head that was not understood.
+_UNKNOWN = 1 << 40
+
+
+class HttpError(Exception):
+    """Something a client did wrong; it is told so."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Answer(NamedTuple):
+    """What a handler gives back: all of it, or pieces as they come."""
+
+    body: bytes | AsyncIterator[bytes]
+    status: int = 200
+    kind: str = "application/octet-stream"
+
+
+class Request:
+    """A request; its body is still on its way."""
+
+    def __init__(self, method: str, target: str, length: int, reader: asyncio.StreamReader) -> None:
+        self.method = method
+        path, _, query = target.partition("?")
+        self.path = unquote(path)
+        self.query: dict[str, str] = dict(parse_qsl(query)) if query else {}
+        #: Bytes of the body that were not read yet.
+        self.left = length
+        self._reader = reader
+
+    async def read(self, bytes_max: int) -> bytes:
+        """The whole body.
+
+        Raises: HttpError when it is larger.
+        """
+        if self.left > bytes_max:
+            raise HttpError(413, f"a request of {self.left} bytes, the limit is {bytes_max}")
+        data = await self._reader.readexactly(self.left)
+        self.left = 0
+        return data
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes.
+
+        Raises: asyncio.IncompleteReadError when it breaks off.
+        """
+        while self.left:
+            data = await self._reader.read(min(self.left, PIECE_BYTES))
+            if not data:
+                raise asyncio.IncompleteReadError(b"", self.left)
+            self.left -= len(data)
+            yield data
+
+
+Handler = Callable[[Request], Awaitable[Answer]]
+
+
+class HttpServer:
+    """Serves one socket; `may_enter(uid)` says who is answered at all."""
+
+    def __init__(self, handler: Handler, may_enter: Callable[[int], bool]) -> None:
+        self._handler, self._may_enter = handler, may_enter
+        self._server: asyncio.Server | None = None
+        self._is_closing = False
+        self._connections: set[asyncio.Task[None]] = set()
+        #: Those of them that are at work on a request.
+        self._busy: set[asyncio.Task[None]] = set()
+
+    async def start(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=HEAD_BYTES_MAX)
+
+    async def close(self, grace_s: float = 1.0) -> None:
+        """Answers what was asked, but not for long."""
+        self._is_closing = True
+        if self._server is not None:
+            self._server.close()
+        if self._busy:
+            await asyncio.wait(self._busy, timeout=grace_s)
+        connections = list(self._connections)
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            is_welcome = self._may_enter(_uid_of(writer))
+            while await self._one(reader, writer, task, is_welcome):
+                pass
+        except (OSError, EOFError):
+            pass
+        except asyncio.CancelledError:
+            # Only `close` does that, and waits for our end.
+            pass
+        except Exception as error:
+            log.warning("an answer broke off", extra={"facts": {"reason": str(error)}})
+        finally:
+            self._connections.discard(task)
+            self._busy.discard(task)
+            writer.close()
+
+    async def _one(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[None], is_welcome: bool
+    ) -> bool:
+        """One request; may there be another on this connection?"""
+        request, is_last = Request("", "", _UNKNOWN, reader), True
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            self._busy.add(task)
+            request, is_last = _read_head(head, reader, writer)
+            if not is_welcome:
+                raise HttpError(403, "this pool belongs to another account; ask its owner")
+            answer = await self._handler(request)
+        except asyncio.LimitOverrunError:
+            answer = Answer(b"the head of the request is too long\n", 431, "text/plain")
+        except HttpError as error:
+            is_last = True
+            answer = Answer(f"{error}\n".encode(), error.status, "text/plain")
+        is_last = is_last or request.left > 0 or self._is_closing
+        await _send(writer, answer, is_last)
+        if request.left:
+            writer.write_eof()
+            await _skip(request)
+        self._busy.discard(task)
+        return not is_last
+
+
+def _read_head(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[Request, bool]:
+    """The request, and whether it is the last one of its connection.
+
+    Raises: HttpError.
+    """
+    lines = head[:-4].decode("latin-1").split("\r\n")
+    words = lines[0].split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        raise HttpError(400, "not a request of HTTP/1.1")
+    fields: dict[str, str] = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        fields[name.lower()] = value.strip()
+    if "transfer-encoding" in fields:
+        raise HttpError(411, "a body must have a Content-Length")
+    length = fields.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()) or len(length) > _NUMBER_DIGITS_MAX:
+        raise HttpError(400, "not a Content-Length")
+    if "expect" in fields:
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    is_last = words[2] == "HTTP/1.0" or fields.get("connection", "").lower() == "close"
+    return Request(words[0], words[1], int(length), reader), is_last
+
+
+def _uid_of(writer: asyncio.StreamWriter) -> int:
+    peer = writer.get_extra_info("socket")
+    uid: int = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    return uid
+
+
+def _head_of(answer: Answer, size: str, is_last: bool) -> bytes:
+    end = "Connection: close\r\n" if is_last else ""
+    phrase = HTTPStatus(answer.status).phrase
+    return f"HTTP/1.1 {answer.status} {phrase}\r\nContent-Type: {answer.kind}\r\n{size}{end}\r\n".encode()
+
+
+async def _send(writer: asyncio.StreamWriter, answer: Answer, is_last: bool) -> None:
+    if isinstance(answer.body, bytes):
+        writer.write(_head_of(answer, f"Content-Length: {len(answer.body)}\r\n", is_last) + answer.body)
+    else:
+        writer.write(_head_of(answer, "" if is_last else "Transfer-Encoding: chunked\r\n", is_last))
+        async for piece in answer.body:
+            if piece:
+                writer.write(piece if is_last else b"%x\r\n%b\r\n" % (len(piece), piece))
+                await writer.drain()
+        if not is_last:
+            writer.write(b"0\r\n\r\n")
+    await writer.drain()
+
+
+async def _skip(request: Request) -> None:
+    """Take in what was not wanted: who is cut off while he writes may not read the answer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SKIP_S):
+            async for _ in request.pieces():
+                pass

@@ -1,0 +1,125 @@
+"""Sandboxes that serve again, because making and removing one costs more than a short task.
+
+An attempt that ended by itself and left its sandbox as it was given to it, but for what it printed, leaves a spare. The
+next attempt that is to find the same files gets it under its own name, with its own job ad. What is not exactly as it
+was (a name, content, mode, link, owner or attribute of anything) is no spare.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+from typing import NamedTuple
+
+from pilotq.model import FileRef
+from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Print, age, print_of
+
+#: Kept at a time, and the size of what may be kept: files and bytes of one.
+SPARES_MAX = 8
+_FILES_MAX = 16
+_BYTES_MAX = 4 << 20
+#: Files that are not an attempt's own doing when they are other than before; they are made new.
+_RENEWED = frozenset({JOB_AD_FILE, STDOUT_FILE, STDERR_FILE})
+#: The directory itself among the prints of what is in it.
+_SELF = ""
+
+
+class Filling(NamedTuple):
+    """What a sandbox holds before anything runs, besides the job ad."""
+
+    files: list[FileRef]
+    executables: list[str]
+    machine_ad: str
+    #: Empty files for standard output and error.
+    streams: list[str]
+
+    @property
+    def is_small(self) -> bool:
+        """May a sandbox with it be kept as a spare?"""
+        files = self.files
+        few = len(files) <= _FILES_MAX and not any("/" in file.name or file.name in OWN_FILES for file in files)
+        return few and sum(file.size_bytes for file in files) <= _BYTES_MAX
+
+
+class _Spare(NamedTuple):
+    path: str
+    filling: Filling
+    prints: dict[str, Print]
+
+
+class Spares:
+    """The spares of one keeper."""
+
+    def __init__(self) -> None:
+        self._spares: deque[_Spare] = deque()
+
+    def __len__(self) -> int:
+        return len(self._spares)
+
+    def take(self, filling: Filling, sandbox: str, job_ad: bytes) -> dict[str, Print] | None:
+        """Make a spare the sandbox of an attempt: what is in it, for `give`; None when none fits.
+
+        Raises: OSError; then there may be anything at the path of the sandbox.
+        """
+        spare = next((spare for spare in self._spares if spare.filling == filling), None)
+        if spare is None:
+            return None
+        self._spares.remove(spare)
+        prints = spare.prints
+        os.rename(spare.path, sandbox)
+        prints[JOB_AD_FILE] = _put(f"{sandbox}/{JOB_AD_FILE}", job_ad, JOB_AD_FILE in prints)
+        for name in filling.streams:
+            if name not in prints:
+                prints[name] = _put(f"{sandbox}/{name}", b"", False)
+        prints[_SELF] = print_of(os.lstat(sandbox))
+        return prints
+
+    def give(self, sandbox: str, filling: Filling, prints: dict[str, Print], top: dict[str, os.stat_result]) -> bool:
+        """Keep the sandbox of an attempt of which nothing runs, when it may serve again; else it is to be removed."""
+        if len(self._spares) >= SPARES_MAX or prints.keys() - {_SELF} != top.keys():
+            return False
+        try:
+            if print_of(os.lstat(sandbox)) != prints[_SELF]:
+                return False
+            for name, status in top.items():
+                if print_of(status) == prints[name]:
+                    continue
+                if name not in _RENEWED or not stat.S_ISREG(status.st_mode):
+                    return False
+                os.unlink(f"{sandbox}/{name}")
+                del prints[name]
+        except OSError:
+            return False
+        self._spares.append(_Spare(sandbox, filling, prints))
+        return True
+
+    def drop(self) -> list[str]:
+        """Give all up; their paths, to be removed."""
+        paths = [spare.path for spare in self._spares]
+        self._spares.clear()
+        return paths
+
+
+def whole(sandbox: str, prints: dict[str, Print]) -> dict[str, Print]:
+    """Prints of a fresh sandbox, as `Spares.give` wants them."""
+    return {**prints, _SELF: print_of(os.lstat(sandbox))}
+
+
+def _put(path: str, data: bytes, is_there: bool) -> Print:
+    """Write a file; one that is there is not truncated first: some file systems then write it to the disk at once."""
+    new = 0 if is_there else os.O_CREAT | os.O_EXCL
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o644)
+    try:
+        if os.pwrite(fd, data, 0) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        age(fd)
+        status = os.fstat(fd)
+        if status.st_size > len(data):
+            os.ftruncate(fd, len(data))
+            age(fd)
+            status = os.fstat(fd)
+        return print_of(status)
+    finally:
+        os.close(fd)

@@ -1,0 +1,161 @@
+"""From the records of a commit to rows: all of them first, then one statement a table."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import msgspec
+
+from pilotq.core.records import ClusterAdded, ClusterLeft, NoteAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.model import Outcome, State
+from pilotq.store import DELTA_BLOCK, checksum
+from pilotq.store.blocks import Block, Ledger, blocks, pack_body, pack_procs
+
+_pack = msgspec.msgpack.Encoder().encode
+_crc32 = zlib.crc32
+_OK, _DONE = int(Outcome.OK), int(State.DONE)
+
+
+class Rows:
+    """What one commit changes in each table.
+
+    Raises: LeftTwiceError.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._clusters: list[tuple[Any, ...]] = []
+        self._files: list[tuple[int, str]] = []
+        self._deltas: list[Iterator[tuple[int, int, bytes, int]]] = []
+        #: By number. A block that counts for nothing at the end of the commit is not written at all.
+        self._tasks: dict[int, tuple[Any, ...]] = {}
+        #: Cluster, span and number -> for how many tasks it counts now.
+        self._alive: dict[tuple[int, int, int], int] = {}
+        self._emptied: list[tuple[int, int, int]] = []
+        self._history: list[tuple[Any, ...]] = []
+        self._left: list[tuple[int]] = []
+        self._notes: list[tuple[Any, ...]] = []
+        self._done: list[tuple[int]] = []
+
+    def take(self, record: Record) -> None:
+        match record:
+            case TaskRows():
+                self._put(record)
+            case TasksLeft():
+                self._leave(record)
+            case ClusterAdded():
+                self._add_cluster(record)
+            case ClusterLeft():
+                self._left.append((record.cluster,))
+                self._ledger.forget(record.cluster)
+            case NoteAdded():
+                self._add_note(record)
+            case NotesDone():
+                self._done += [(n,) for n in record.ns]
+
+    def write(self, db: sqlite3.Connection) -> None:
+        """In the transaction that is open."""
+        alive = [(count, *key) for key, count in self._alive.items()]
+        statements: tuple[tuple[str, Collection[Any]], ...] = (
+            ("insert into cluster values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)", self._clusters),
+            ("insert or ignore into file values (?, ?)", self._files),
+            ("insert into task values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._tasks.values()),
+            ("update task set alive = ? where cluster = ? and span = ? and n = ?", alive),
+            ("delete from task where cluster = ? and span = ? and n = ?", self._emptied),
+            ("insert into history values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._history),
+            ("update cluster set live = 0 where cluster = ?", self._left),
+            ("delete from file where cluster = ?", self._left),
+            ("insert into outbox values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._notes),
+            ("delete from outbox where n = ?", self._done),
+        )
+        for statement, rows in statements:
+            if rows:
+                db.executemany(statement, rows)
+        for rows_of_cluster in self._deltas:
+            db.executemany("insert into delta values (?, ?, ?, ?)", rows_of_cluster)
+
+    # ---- tasks
+
+    def _put(self, record: TaskRows) -> None:
+        ledger, cluster = self._ledger, record.cluster
+        for block in blocks(record):
+            n = ledger.last_n = ledger.last_n + 1
+            self._shrink(cluster, block.span, ledger.put(n, cluster, block.procs))
+            self._tasks[n] = (*_row(block, _head(n, cluster, block), len(block.procs)), block.span)
+
+    def _leave(self, record: TasksLeft) -> None:
+        ledger, cluster, at = self._ledger, record.cluster, float(record.at)
+        for block in blocks(record):
+            n = ledger.last_left = ledger.last_left + 1
+            self._shrink(cluster, block.span, ledger.leave(cluster, block.procs))
+            failed = 0
+            if block.state == _DONE:
+                failed = len(block.facts) - [facts.outcome for facts in block.facts].count(_OK)
+            self._history.append(_row(block, (*_head(n, cluster, block), failed, at)))
+
+    def _shrink(self, cluster: int, span: int, alive: dict[int, int]) -> None:
+        """Blocks that count for fewer tasks than before: they are in the same span as what counts now."""
+        for n, count in alive.items():
+            key = cluster, span, n
+            if count:
+                self._alive[key] = count
+                continue
+            self._alive.pop(key, None)
+            if self._tasks.pop(n, None) is None:
+                self._emptied.append(key)
+
+    # ---- the rest
+
+    def _add_cluster(self, new: ClusterAdded) -> None:
+        row = (
+            new.cluster,
+            new.owner,
+            new.key,
+            new.count,
+            new.priority,
+            float(new.submitted_at),
+            int(new.state),
+            self._ledger.last_left,
+            new.body,
+        )
+        self._clusters.append((*row, checksum(row), new.description, _crc32(new.description)))
+        self._files += [(new.cluster, digest) for digest in new.digests]
+        if new.deltas:
+            # Packed one block at a time while they are written: there may be a million.
+            self._deltas.append(_delta_blocks(new.cluster, new.deltas))
+
+    def _add_note(self, added: NoteAdded) -> None:
+        note = added.note
+        row = (
+            note.n,
+            note.event,
+            note.cluster,
+            note.proc,
+            note.count,
+            float(note.at),
+            note.attempt,
+            int(note.final),
+            _pack(note.facts),
+            _pack(note.outputs),
+        )
+        self._notes.append((*row, checksum(row)))
+
+
+def _head(n: int, cluster: int, block: Block) -> tuple[Any, ...]:
+    procs = block.procs
+    return n, cluster, block.first, block.last, len(procs), pack_procs(procs), block.state
+
+
+def _row(block: Block, head: tuple[Any, ...], *alive: int) -> tuple[Any, ...]:
+    body = pack_body(block)
+    # As `checksum`, without its call and copy: this is the hot line of the store.
+    return *head, _crc32(_pack(head)), *alive, body, _crc32(body)
+
+
+def _delta_blocks(cluster: int, deltas: list[bytes]) -> Iterator[tuple[int, int, bytes, int]]:
+    for first in range(0, len(deltas), DELTA_BLOCK):
+        block = _pack(deltas[first : first + DELTA_BLOCK])
+        yield cluster, first, block, _crc32(block)

@@ -1,0 +1,198 @@
+"""Attempts that follow each other in a slot, and what becomes of them when something else happens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pilotq import wire
+from pilotq.core import worker_turn as w
+from pilotq.model import STDOUT, Ended, Outcome, OutputFile, Resources, State, Usage
+from tests.core.world import Node, World
+
+
+def short_tasks(count: int, slots: int = 2, **options: Any) -> tuple[World, Node, int]:
+    """A worker that has learnt that tasks are short, and a cluster on it."""
+    world = World()
+    node = Node(world, "n", slots, **options)
+    node.task_s = 0.002
+    first = world.submit(50)
+    while node.running:
+        node.end()
+        world.deliver()
+    assert world.state(first, 49) == State.DONE
+    return world, node, world.submit(count)
+
+
+def procs(tokens: list[wire.Token]) -> list[int]:
+    return sorted(token.proc for token in tokens)
+
+
+def finish(world: World, node: Node) -> None:
+    while node.running:
+        node.end()
+        world.deliver()
+
+
+def test_short_tasks_follow_each_other() -> None:
+    world, node, cluster = short_tasks(60)
+    assert len(node.running) == 2
+    assert len(node.followers) == 58
+    depths = [sum(1 for token in chain(node, first)) for first in node.running]
+    assert max(depths) - min(depths) <= 1, "each slot in turn"
+    node.end()
+    world.deliver()
+    assert len(node.running) == 2, "the next began before the worker heard of it"
+    finish(world, node)
+    assert all(world.state(cluster, proc) == State.DONE for proc in range(60))
+
+
+def chain(node: Node, first: wire.Token) -> list[wire.Token]:
+    found = []
+    token: wire.Token | None = first
+    while token := next((one for one, before in node.followers.items() if before == token), None):
+        found.append(token)
+    return found
+
+
+def test_long_tasks_do_not() -> None:
+    world = World()
+    node = Node(world, "n", 2, ahead=10)
+    world.submit(10)
+    finish(world, node)
+    world.submit(10)
+    assert len(node.running) == 2
+    assert not node.followers
+
+
+def test_a_slot_for_one_task_only() -> None:
+    world = World()
+    node = Node(world, "n", 2, single_task=True)
+    node.task_s = 0.001
+    world.submit(10)
+    while node.running:
+        assert not node.followers
+        node.end()
+        world.deliver()
+    assert node.left
+
+
+def test_nothing_stays_behind_a_long_task() -> None:
+    world, node, cluster = short_tasks(41)
+    long = node.running[0]
+    behind = chain(node, long)
+    assert len(behind) > 10
+    while len(node.running) > 1:
+        node.end(next(token for token in node.running if token != long))
+        world.deliver()
+    assert node.running == [long]
+    assert not node.followers
+    assert sum(world.state(cluster, proc) == State.DONE for proc in range(41)) == 40
+    assert sorted(set(node.launched)) == sorted(node.launched), "each was started once"
+
+
+def test_kill_one_that_follows() -> None:
+    world, node, cluster = short_tasks(20)
+    victim = chain(node, node.running[0])[0]
+    world.act("cancel", (cluster, victim.proc))
+    assert world.state(cluster, victim.proc) == State.CANCELLED
+    assert victim not in node.followers
+    finish(world, node)
+    assert sum(world.state(cluster, proc) == State.DONE for proc in range(20)) == 19
+
+
+def test_drain_gives_back_what_follows() -> None:
+    world, node, cluster = short_tasks(20)
+    running = list(node.running)
+    node.do(w.Drain("drained"))
+    assert not node.followers
+    assert node.running == running
+    world.deliver()
+    assert procs(list(node.core.attempts)) == procs(running)
+    idle = [proc for proc in range(20) if world.state(cluster, proc) == State.IDLE]
+    assert len(idle) == 18
+    finish(world, node)
+    assert node.left == "drained"
+
+
+def test_drain_that_comes_too_late_for_some() -> None:
+    """The keeper started one before it heard that it was to be given back."""
+    world, node, cluster = short_tasks(6, slots=1)
+    node.holds_orders = True
+    second = chain(node, node.running[0])[0]
+    node.do(w.Drain("drained"))
+    node.end()
+    assert node.running == [second]
+    node.holds_orders = False
+    node.obey()
+    world.deliver()
+    assert world.state(cluster, second.proc) == State.RUNNING
+    assert len(node.core.attempts) == 1
+    finish(world, node)
+    assert sum(world.state(cluster, proc) == State.DONE for proc in range(6)) == 2
+    assert node.left
+
+
+def test_stop_evicts_what_runs_only() -> None:
+    world, node, cluster = short_tasks(20)
+    node.do(w.Terminate())
+    world.deliver()
+    assert node.left
+    assert all(world.state(cluster, proc) == State.IDLE for proc in range(20))
+    evicted = [end.outcome for end in node.core.results.values()]
+    assert not evicted, "all results were acknowledged"
+
+
+def test_the_lease_is_over() -> None:
+    world, node, cluster = short_tasks(20)
+    node.cut = True
+    world.pass_time(3000)
+    assert not node.running
+    assert not node.followers
+    node.cut = False
+    world.pass_time(30)
+    finish(world, node)
+    assert all(world.state(cluster, proc) == State.DONE for proc in range(20))
+
+
+def test_nothing_follows_one_that_is_being_ended() -> None:
+    """The keeper may have forgotten it when the order comes, and would start the next at once."""
+    world, node, cluster = short_tasks(1, slots=1)
+    node.holds_orders = True
+    world.act("cancel", (cluster, node.running[0].proc))
+    assert node.core.attempts, "it is being ended"
+    world.submit(5)
+    node.holds_orders = False
+    node.obey()
+    world.deliver()
+    finish(world, node)
+    assert not node.core.attempts
+
+
+def test_larger_needs_are_not_passed_for_ever() -> None:
+    world, node, _ = short_tasks(1)
+    large = world.submit(1, needs=Resources(2))
+    world.submit(10_000)
+    for _ in range(4000):
+        if world.state(large) == State.DONE:
+            return
+        node.end()
+        world.pass_time(0.05)
+    raise AssertionError("small tasks kept a large one waiting")
+
+
+def test_a_result_of_many_outputs_is_split() -> None:
+    world, node, _ = short_tasks(40)
+    node.cut = True
+    ends = [(token, outcome(30_000)) for token in list(node.running)]
+    for token, _ in ends:
+        node.running.remove(token)
+    turn = node.core.handle(w.FromKeepers(ended=[*ends, *((t, outcome(30_000)) for t in node.followers)]), world.now)
+    said = [a.message for a in turn.actions if isinstance(a, w.Say) and isinstance(a.message, wire.Result)]
+    assert sum(len(message.tokens) for message in said) == 40
+    sizes = [len(wire.pack(message)) for message in said]
+    assert max(sizes) < 300_000
+    assert len(said) == 5
+
+
+def outcome(size: int) -> Ended:
+    return Ended(Outcome.OK, usage=Usage(wall_s=0.01), outputs=[OutputFile(STDOUT, size, 0o644, b"x" * size)])
