@@ -1,9 +1,9 @@
 """The one loop of every daemon: inputs, core, commit, actions.
 
 1. Take every input that waits, up to a bound, and let the core react to each.
-2. Commit all records of these turns, and of turns that came while the last commit was in flight, in one transaction
-   in the store's thread.
-3. Only then perform their actions, in order.
+2. When no commit is in flight, let it settle all it heard since the last time, and commit the records in one
+   transaction in the store's thread.
+3. Only then perform the actions, in order.
 
 Nothing leaves before the commit that makes it true. Memory is never rolled back: a commit that fails because the disk
 is full is tried again unchanged; any other failure ends the process, and the restart reads the truth from disk.
@@ -29,7 +29,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from pilotq.core.turn import Core, Now, Turn
+from pilotq.core.turn import Core, Now
 from pilotq.errors import PilotqError
 
 log = logging.getLogger(__name__)
@@ -134,9 +134,8 @@ class Engine:
         self.failed: asyncio.Future[None] = self.loop.create_future()
         self._perform, self._tick, self._commit, self._reads, self._on_turn = perform, tick, commit, reads, on_turn
         self._inbox: deque[Any] = deque()
-        #: Of turns that were not committed yet.
-        self._records: list[Any] = []
-        self._actions: list[Any] = []
+        #: The core has heard nothing since it settled.
+        self._is_settled = True
         self._committing = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -166,10 +165,9 @@ class Engine:
         now = read_clocks()
         try:
             inbox, react = self._inbox, self.core.react
-            if inbox:
-                for _ in range(min(len(inbox), EVENTS_PER_TURN)):
-                    react(inbox.popleft(), now)
-                self._take(self.core.settle(now))
+            for _ in range(min(len(inbox), EVENTS_PER_TURN)):
+                self._is_settled = False
+                react(inbox.popleft(), now)
             self._pump(now)
         except Exception as error:
             self._fail(error)
@@ -181,27 +179,25 @@ class Engine:
             self._on_turn()
         self.turn_s.note(time.clock_gettime(time.CLOCK_BOOTTIME) - now.boot, now.boot)
 
-    def _take(self, turn: Turn) -> None:
-        if turn.records:
-            self._records += turn.records
-        if turn.actions:
-            self._actions += turn.actions
-
     def _pump(self, now: Now) -> None:
-        """Commit what waits, unless a commit is in flight; without records there is nothing to wait for.
+        """Settle and commit, unless a commit is in flight; without records there is nothing to wait for.
 
-        What the core does by the clock waits for the commit as well, so that a long piece of work cannot run ahead
-        of the disk.
+        So a commit carries all that came during the one before. What the core does by the clock waits for the commit
+        as well, so that a long piece of work cannot run ahead of the disk.
         """
         if self._committing:
             return
         wakeup = self.core.next_wakeup()
         if wakeup is not None and wakeup <= now.boot:
-            self._take(self.core.handle(self._tick, now))
-        records, actions = self._records, self._actions
+            self._is_settled = False
+            self.core.react(self._tick, now)
+        if self._is_settled:
+            return
+        self._is_settled = True
+        turn = self.core.settle(now)
+        records, actions = turn.records, turn.actions
         if not records and not actions:
             return
-        self._records, self._actions = [], []
         is_quick = not records and not any(isinstance(action, self._reads) for action in actions)
         if self._commit is None or self._thread is None or is_quick:
             self._perform(actions, None)

@@ -34,7 +34,8 @@ def new_socket(context: Any, kind: int) -> Socket:
     socket.sndhwm = socket.rcvhwm = QUEUE_MAX
     socket.maxmsgsize = wire.PAYLOAD_BYTES_MAX + 1024
     socket.handshake_ivl = 5_000
-    socket.heartbeat_ivl, socket.heartbeat_timeout = 10_000, 30_000
+    # Only to free the descriptor of a peer that vanished; who is alive is told by our own heartbeats.
+    socket.heartbeat_ivl, socket.heartbeat_timeout = 60_000, 120_000
     socket.tcp_keepalive = 1
     socket.ipv6 = False
     return socket

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import itertools
 import os
 import platform
@@ -66,6 +67,9 @@ class Master:
     async def _open(self, stack: AsyncExitStack) -> None:
         settings, performer = self.settings, self.performer
         queue = restore(self.store.load(), self.store)
+        # A walk over all objects of a large queue takes seconds; few of them ever become garbage in cycles.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
         self.core = MasterCore(_limits(settings), performer.evaluate, read_clocks(), queue)
         self.engine = performer.engine = Engine(
             self.core,

@@ -44,6 +44,7 @@ def run_row(row: int, options: argparse.Namespace) -> list[dict[str, Any]]:
             argv += [f"--{name}", str(getattr(options, name))]
     if options.workdir and row in (1, 3, 0, 9):
         argv += ["--workdir", options.workdir]
+    argv += options.more
     # Shims must find a real interpreter first, not a wrapper that chooses one.
     environ = {**os.environ, "PATH": f"{Path(sys.executable).resolve().parent}:{os.environ['PATH']}"}
     lines: list[dict[str, Any]] = []
@@ -99,7 +100,9 @@ def store(row: int, lines: list[dict[str, Any]], results: Path) -> None:
 
 def read_options() -> argparse.Namespace:
     names = ", ".join(f"{row} {name}" for row, name in ROWS.items())
-    parser = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__, epilog=f"Rows: {names}.")
+    parser = argparse.ArgumentParser(
+        prog="tests/bench/run", description=__doc__, epilog=f"Rows: {names}. Options of one row's benchmark may follow."
+    )
     parser.add_argument("--quick", action="store_true", help="few tasks, one round, few peers; kept apart")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="numbers or names of rows")
     parser.add_argument("--rounds", type=int, help="alternating rounds (each benchmark's own default, mostly 5)")
@@ -109,7 +112,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--peers", metavar="NAMES", help="only these beside pilotq and the limits, comma separated")
     parser.add_argument("--results", metavar="FILE", type=Path, help="raw figures, and the page beside them")
     parser.add_argument("--report", action="store_true", help="measure nothing, only write the page again")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
+    options.more = more
     by_name = {name: row for row, name in ROWS.items()}
     try:
         options.rows = [by_name[word] if word in by_name else int(word) for word in options.only or map(str, ROWS)]
@@ -117,6 +121,8 @@ def read_options() -> argparse.Namespace:
         parser.error(f"no row: {error}")
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no rows: {unknown}")
+    if options.more and len(options.rows) != 1:
+        parser.error(f"{' '.join(options.more)}: options of one benchmark need --only with that one")
     return options
 
 

@@ -36,13 +36,15 @@ GOALS = {
     "dask": Goal(2),
     "ray": Goal(2),
 }
-#: Peers of which the issue asks nothing here; they get fewer tasks, which does them no harm.
-SIDE = ("hyperqueue", "parsl")
+#: Peers that get fewer tasks, which does them no harm: their rates do not grow with the number.
+SIDE = ("hyperqueue", "parsl", "dask", "ray", WORK_QUEUE)
+#: The same pool with tasks of which nobody asked for the output.
+BARE = "pilotq, no outputs asked for"
 
 
-def ours(options: argparse.Namespace, slots: int, *, queued: int = 0) -> Sample:
+def ours(options: argparse.Namespace, slots: int, *, queued: int = 0, description: str = "") -> Sample:
     """One submission on a new pool; `queued` other tasks wait behind it that fit on no worker."""
-    text = "executable = /bin/true\n" + DESCRIPTIONS[options.description]
+    text = "executable = /bin/true\n" + DESCRIPTIONS[description or options.description]
     with Pool(slots, scratch=options.scratch, workdir=options.workdir) as pool:
         pool.run_all(f"{text}queue {WARM_UP}\n", WARM_UP)
         if queued:
@@ -95,6 +97,8 @@ def measure(options: argparse.Namespace, slots: int) -> None:
     settings = {"tasks": options.tasks, "slots": slots, "foremen": 1, "description": options.description}
     rounds = Rounds(1, {**settings, "sandboxes on": lies, "queue on": machine.file_system(options.scratch or "/tmp")})
     contestants = {US: functools.partial(ours, options, slots)}
+    if options.description != "bare":
+        contestants[BARE] = functools.partial(ours, options, slots, description="bare")
     for kind in (SPAWN, FILES, DELIVERED):
         contestants[kind] = functools.partial(limit, options, slots, kind)
     for name in (*PYTHON_PEERS, WORK_QUEUE):
@@ -104,15 +108,16 @@ def measure(options: argparse.Namespace, slots: int) -> None:
     for name in contestants:
         tasks = {"tasks": min(options.tasks, options.side_tasks)} if name in SIDE else {}
         rounds.show("rate", "tasks_per_s", "tasks/s", who=name, **tasks)
-    for name in contestants:
-        if name != US:
-            rounds.ratio("rate", "tasks_per_s", name, goal=GOALS.get(name))
+    for us in (US, BARE):
+        for name in contestants if us in contestants else ():
+            if name not in (US, BARE):
+                rounds.ratio("rate", "tasks_per_s", name, of=us, goal=GOALS.get(name))
 
 
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--tasks", type=int, default=20_000, help="in one submission (%(default)s)")
-    parser.add_argument("--side-tasks", type=int, default=5_000, help=f"for {' and '.join(SIDE)} (%(default)s)")
+    parser.add_argument("--side-tasks", type=int, default=2_000, help=f"for {', '.join(SIDE)} (%(default)s)")
     parser.add_argument("--slots", default="2,8", help="numbers of slots (%(default)s)")
     parser.add_argument("--workdir", metavar="DIR", help="where sandboxes lie, as /dev/shm (where the queue lies)")
     parser.add_argument("--description", choices=DESCRIPTIONS, default="outputs", help="of a task (%(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -61,6 +62,9 @@ class Remembered:
 class World:
     """One master, any number of workers connected straight to it."""
 
+    #: What waits is taken in one turn, as a busy loop does.
+    all_at_once = False
+
     def __init__(self, limits: Limits | None = None, evaluate: Any = never) -> None:
         self.now = Now(1000.0, 1_700_000_000.0)
         self.limits = limits or Limits()
@@ -94,9 +98,11 @@ class World:
                 node.do(w.Tick())
         self.deliver()
 
-    def do(self, event: t.Event) -> None:
+    def do(self, *events: t.Event) -> None:
         """One turn of the master: records first, then actions."""
-        turn = self.master.handle(event, self.now)
+        for event in events:
+            self.master.react(event, self.now)
+        turn = self.master.settle(self.now)
         self.disk.commit(turn.records)
         for record in turn.records:
             if isinstance(record, ClusterAdded):
@@ -142,16 +148,27 @@ class World:
         for _ in range(rounds):
             busy = False
             for node in list(self.workers.values()):
+                said: list[t.Event] = []
                 while node.outbox:
-                    busy = True
                     peer, message = node.outbox.popleft()
-                    self.do(t.FromPeer(Route(peer, b""), "worker", "site", wire.unpack(wire.pack(message))))
+                    said.append(t.FromPeer(Route(peer, b""), "worker", "site", wire.unpack(wire.pack(message))))
+                self._in_turns(self.do, said)
+                heard: list[t.Event] = []
                 while node.inbox:
-                    busy = True
                     link, message = node.inbox.popleft()
-                    node.do(w.FromMaster(link, wire.unpack(wire.pack(message))))
+                    heard.append(w.FromMaster(link, wire.unpack(wire.pack(message))))
+                self._in_turns(node.do, heard)
+                busy = busy or bool(said or heard)
             if not busy:
                 return
+
+    def _in_turns(self, do: Callable[..., None], events: list[t.Event]) -> None:
+        """All in one turn, or each in its own."""
+        if self.all_at_once and events:
+            do(*events)
+        else:
+            for event in events:
+                do(event)
 
     def submit(self, count: int = 1, *, key: str = "", log: bool = False, **more: Any) -> Any:
         """Submit a cluster; its id, or the refusal."""
@@ -261,8 +278,10 @@ class Node:
         self.do(w.Tick())
         world.deliver()
 
-    def do(self, event: Any) -> None:
-        turn = self.core.handle(event, self.world.now)
+    def do(self, *events: Any) -> None:
+        for event in events:
+            self.core.react(event, self.world.now)
+        turn = self.core.settle(self.world.now)
         assert not turn.records
         for action in turn.actions:
             self._perform(action)

@@ -1,0 +1,52 @@
+"""Work that is counted, not timed: the system calls a keeper makes for a short task."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from pilotq.model import Outcome
+from pilotq.wire import Token
+from tests.doors.keeping import PATIENCE_S, Bench
+
+COUNT = 200
+#: Of one attempt that follows others in their sandbox; a fresh one needs about twice as many.
+CALLS_MAX = 45
+
+
+async def test_a_short_task_takes_few_system_calls(tmp_path: Path) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    bench = Bench(tmp_path)
+    await bench.keepers.start()
+    try:
+        true = bench.keep("condor_exec.exe", Path("/bin/true").read_bytes(), 0o755)
+        report = tmp_path / "report"
+        (pid,) = bench.keepers.pids
+        tracer = await asyncio.create_subprocess_exec(
+            strace, "-c", "-U", "calls,name", "-p", str(pid), "-o", str(report), stderr=asyncio.subprocess.PIPE
+        )
+        assert tracer.stderr is not None
+        line = await asyncio.wait_for(tracer.stderr.readline(), PATIENCE_S)
+        if b"attached" not in line:
+            pytest.skip(f"strace cannot attach here: {line.decode().strip()}")
+        last: Token | None = None
+        for _ in range(COUNT):
+            last = bench.launch(
+                "condor_exec.exe", files=[true], keep_stdout=True, keep_stderr=True, job_ad="A = 1\n", after=last
+            )
+        ends = await asyncio.wait_for(asyncio.gather(*bench.ends.values()), PATIENCE_S)
+        os.kill(tracer.pid, signal.SIGINT)
+        await asyncio.wait_for(tracer.wait(), PATIENCE_S)
+    finally:
+        await bench.keepers.close(0)
+    assert {end.outcome for end in ends} == {Outcome.OK}
+    calls = {words[1]: int(words[0]) for line in report.read_text().splitlines() if (words := line.split())[0].isdigit()}
+    assert calls["total"] >= 10 * COUNT
+    assert calls["total"] <= CALLS_MAX * COUNT, calls
