@@ -15,6 +15,7 @@ from pilotq.wire import Token
 from tests.doors.keeping import PATIENCE_S, Bench
 
 COUNT = 200
+TRUE = Path("/bin/true").read_bytes()
 #: Of one attempt that follows others in their sandbox; a fresh one needs about twice as many.
 CALLS_MAX = 45
 
@@ -26,7 +27,7 @@ async def test_a_short_task_takes_few_system_calls(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.keepers.start()
     try:
-        true = bench.keep("condor_exec.exe", Path("/bin/true").read_bytes(), 0o755)
+        true = bench.keep("condor_exec.exe", TRUE, 0o755)
         report = tmp_path / "report"
         (pid,) = bench.keepers.pids
         tracer = await asyncio.create_subprocess_exec(
@@ -47,6 +48,7 @@ async def test_a_short_task_takes_few_system_calls(tmp_path: Path) -> None:
     finally:
         await bench.keepers.close(0)
     assert {end.outcome for end in ends} == {Outcome.OK}
-    calls = {words[1]: int(words[0]) for line in report.read_text().splitlines() if (words := line.split())[0].isdigit()}
+    lines = [line.split() for line in report.read_text().splitlines()]
+    calls = {words[1]: int(words[0]) for words in lines if words[0].isdigit()}
     assert calls["total"] >= 10 * COUNT
     assert calls["total"] <= CALLS_MAX * COUNT, calls
