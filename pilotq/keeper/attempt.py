@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from enum import IntEnum
 from typing import Any
 
@@ -26,7 +25,8 @@ TRANSIENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ETXTBSY, errno.ENFILE, 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: Outcomes after which outputs are collected: the payload ended by itself.
 BY_ITSELF = frozenset({Outcome.OK, Outcome.EXIT, Outcome.SIGNAL})
-_ALL_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_MARK = marks.VARIABLE.encode()
+_JOB_AD, _MACHINE_AD = f"/{JOB_AD_FILE}".encode(), f"/{MACHINE_AD_FILE}".encode()
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 
 
@@ -56,7 +56,8 @@ class Attempt:
     before: Attempt | None = None
     #: Main process of the stage; 0: none.
     pid = 0
-    env: dict[str, str] | None = None
+    #: As the system takes it.
+    env: dict[bytes, bytes] | None = None
     verdict: Outcome | None = None
     code = 0
     reason = ""
@@ -100,15 +101,15 @@ class Attempt:
 
     # ---- start -------------------------------------------------------------------------------------------------
 
-    def set_environment(self, common: dict[str, str], tag: str) -> None:
-        sandbox = self.sandbox
+    def set_environment(self, common: dict[bytes, bytes], tag: str) -> None:
+        sandbox = os.fsencode(self.sandbox)
         self.env = {
             **common,
-            "TMPDIR": sandbox,
-            "_CONDOR_SCRATCH_DIR": sandbox,
-            "_CONDOR_JOB_AD": f"{sandbox}/{JOB_AD_FILE}",
-            "_CONDOR_MACHINE_AD": f"{sandbox}/{MACHINE_AD_FILE}",
-            marks.VARIABLE: tag,
+            b"TMPDIR": sandbox,
+            b"_CONDOR_SCRATCH_DIR": sandbox,
+            b"_CONDOR_JOB_AD": sandbox + _JOB_AD,
+            b"_CONDOR_MACHINE_AD": sandbox + _MACHINE_AD,
+            _MARK: os.fsencode(tag),
         }
 
     def spawn(self, command: Command | None) -> int:
@@ -117,7 +118,7 @@ class Attempt:
         A relative path of an executable is in the sandbox. The process leads a session of its own. A command's
         standard streams are /dev/null, as in HTCondor.
 
-        Order: this process has worn the attempt's mark.
+        Order: this process has worn the attempt's mark, and ignores no signal, as the task would ignore it too.
         Raises: OSError; ValueError for what cannot be an argument or a variable.
         """
         d = self.description
@@ -127,15 +128,13 @@ class Attempt:
             actions = self._streams()
         else:
             argv = command.argv
-            env = {**env, **command.env, marks.VARIABLE: env[marks.VARIABLE]}
+            env = {**env, **encoded(command.env), _MARK: env[_MARK]}
             actions = _NOWHERE
         argv = self._located(argv)
         if not argv:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.chdir(self.sandbox)
-        return os.posix_spawn(
-            argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_ALL_SIGNALS
-        )
+        return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=())
 
     def _located(self, argv: list[str]) -> list[str]:
         if not argv or argv[0].startswith("/"):
@@ -206,6 +205,14 @@ class Attempt:
 
 
 _NOWHERE: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, 0, 2)]
+
+
+def encoded(variables: dict[str, str]) -> dict[bytes, bytes]:
+    """As the system takes them.
+
+    Raises: ValueError for what cannot be a variable.
+    """
+    return {os.fsencode(name): os.fsencode(value) for name, value in variables.items()}
 
 
 def _interpreter(path: str) -> str:

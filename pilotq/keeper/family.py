@@ -12,8 +12,10 @@ we reap it, so that what was found out about an orphan stays true.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -23,14 +25,14 @@ from pilotq.sandbox import marks
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 #: The pids known to be foreign are forgotten after so long, as numbers come round again.
 _FOREIGN_S = 2.0
+_SFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Family:
     """The children of this process, by attempt."""
 
     def __init__(self, nonce: str, serial: int) -> None:
-        self._nonce = nonce
-        self._serial = serial
+        self._first_mark = marks.number(nonce, serial, 0)
         self._count = 0
         self._start = marks.prefix(nonce, serial)
         # A pool inside a task of another pool keeps the other's word.
@@ -55,7 +57,7 @@ class Family:
     def add(self, attempt: Attempt) -> str:
         """A new attempt that lives; the value of its variable."""
         self._count += 1
-        mark = marks.number(self._nonce, self._serial, self._count)
+        mark = self._first_mark + self._count % marks.NUMBERS
         word = self._start + attempt.name
         self._known[attempt] = (mark, word, set())
         self._marks[mark] = attempt
@@ -123,7 +125,7 @@ class Family:
             words = marks.tags(pid)
             attempt = self._marks.get(mark) or next((self._tags[word] for word in words if word in self._tags), None)
             if attempt is None:
-                number = mark - marks.number(self._nonce, self._serial, 0)
+                number = mark - self._first_mark
                 of_the_past = 0 < number <= self._count or any(word.startswith(self._start) for word in words)
                 return set() if of_the_past else set(self._known)
             self._own_session(attempt, session)
@@ -168,6 +170,20 @@ class Family:
             if attempt is not None:
                 found.setdefault(attempt, []).append((pid, resident[pid]))
         return found
+
+
+def endings() -> int:
+    """A descriptor to read from when a child has ended; the signal that says so is blocked from now on.
+
+    Source: signalfd(2). What is read counts nothing: one signal may stand for many children.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    mask = (1 << signal.SIGCHLD - 1).to_bytes(128, sys.byteorder)
+    fd = ctypes.CDLL(None, use_errno=True).signalfd(-1, mask, _SFD_FLAGS)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(fd)
 
 
 def kill_group(pid: int) -> None:

@@ -1,6 +1,6 @@
 """The keeper: one thread, one loop over its worker's orders, the ends of its children, timers and chores.
 
-One turn of the loop: orders -> children that ended -> timers and chores -> a look at what is left of ended attempts ->
+One turn of the loop: orders and children that ended -> timers and chores -> a look at what is left of ended attempts ->
 events to the worker. When the worker is gone everything is killed and the keeper leaves.
 
 An attempt may come while the one before it in its slot still runs. It waits, and begins the moment that one is over, so
@@ -24,8 +24,8 @@ import msgspec
 from pilotq.keeper import talk
 from pilotq.keeper.agenda import Agenda, Chore
 from pilotq.keeper.attempt import BY_ITSELF, TRANSIENT, Attempt, Stage
-from pilotq.keeper.family import Family, proportional
-from pilotq.keeper.recipe import Recipes, base_environment, filling
+from pilotq.keeper.family import Family, endings, proportional
+from pilotq.keeper.recipe import Recipes, base_environment
 from pilotq.keeper.report import Report
 from pilotq.keeper.scratch import Scratch
 from pilotq.model import Outcome
@@ -61,18 +61,14 @@ class Keeper:
         self._scratch = Scratch(self._agenda)
         self._watching_memory = False
         self._poll = select.epoll()
-        self._wake, wake = socket.socketpair()
-        for end in (self._wake, wake):
-            end.setblocking(False)
-        self._waker = wake
-        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        self._endings = endings()
 
     def run(self) -> None:
         """Serve until the worker is gone, then kill everything."""
         pipe = self._pipe
         here = pipe.sock.fileno()
         self._poll.register(here, select.EPOLLIN)
-        self._poll.register(self._wake.fileno(), select.EPOLLIN)
+        self._poll.register(self._endings, select.EPOLLIN)
         pipe.put(talk.Ready())
         sending = False
         try:
@@ -86,14 +82,14 @@ class Keeper:
                     self._poll.modify(here, select.EPOLLIN | (select.EPOLLOUT if sending else 0))
                 for fd, what in self._poll.poll(self._pause_s()):
                     if fd != here:
-                        self._wake.recv(4096)
+                        os.read(fd, 4096)
+                        self._reap()
                     elif what & ~select.EPOLLOUT:
                         orders = pipe.get()
                         if orders is None:
                             return
                         for order in orders:
                             self._on_order(order)
-                self._reap()
                 self._agenda.turn()
                 self._look()
                 self._report.tell(time.monotonic(), self._waiting > 0)
@@ -181,12 +177,13 @@ class Keeper:
         try:
             recipe = self._recipes.get(launch.description)
             d = attempt.description = recipe.description(launch)
+            common = recipe.environment(d, self._base, launch.env)
         except (msgspec.MsgspecError, AttributeError, ValueError) as error:
             attempt.fail(Outcome.REJECTED, 0, f"its description cannot be read: {error}")
             self._ended(attempt, files.Collected([], 0))
             return
-        attempt.filling = filling(d, launch.machine_ad)
-        attempt.set_environment(recipe.environment(d, self._base, launch.env), self._family.add(attempt))
+        attempt.filling = recipe.filling(d, launch.machine_ad)
+        attempt.set_environment(common, self._family.add(attempt))
         if self._scratch.reuse(attempt) or (yield from self._scratch.furnish(attempt)):
             self._start(attempt, Stage.PRE if d.pre else Stage.PAYLOAD)
         else:
@@ -392,10 +389,11 @@ def main(argv: list[str]) -> None:
             with contextlib.suppress(OSError):
                 os.close(other)
     logging.basicConfig(format="keeper %(process)d: %(message)s")
-    # The worker decides when to end; a signal to the whole service is not for us.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    # The worker decides when to end; a signal to the whole service is not for us. Handled, as tasks would inherit it
+    # that a signal is ignored.
+    ignored = {number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN}
+    for number in ignored | {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
+        signal.signal(number, lambda number, frame: None)
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     marks.become_subreaper()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from pilotq.condor.jobfile import patched
+from pilotq.keeper.attempt import encoded
 from pilotq.keeper.talk import Launch
 from pilotq.model import CLUSTER_MARK, PROC_MARK, Description, fill
 from pilotq.sandbox.files import STDERR_FILE, STDOUT_FILE
@@ -51,7 +52,8 @@ class Recipe:
         self._fields: dict[str, Any] = msgspec.msgpack.decode(body)
         #: Fields with marks in them, which differ between procs.
         self._marked = [name for name, value in self._fields.items() if name in _FIELDS and _has_marks(value)]
-        self._environment: tuple[dict[str, str], dict[str, str], dict[str, str]] | None = None
+        self._environment: tuple[dict[str, str], dict[str, str], dict[bytes, bytes]] | None = None
+        self._filling: Filling | None = None
 
     def description(self, launch: Launch) -> Description:
         """Of one proc: delta applied, marks filled in.
@@ -72,17 +74,28 @@ class Recipe:
                 fields["job_ad"] = patched(fields.get("job_ad", ""), changes["ad"])
         return msgspec.convert(fill(fields, cluster, proc), Description)
 
-    def environment(self, d: Description, base: dict[str, str], extra: dict[str, str]) -> dict[str, str]:
-        """What is the same for attempts with this environment."""
+    def environment(self, d: Description, base: dict[str, str], extra: dict[str, str]) -> dict[bytes, bytes]:
+        """What is the same for attempts with this environment.
+
+        Raises: ValueError for what cannot be a variable.
+        """
         known = self._environment
         if known is None or known[0] is not d.env or known[1] != extra:
             made = {**base, **d.env, "_CONDOR_SLOT": "slot1", **extra, "BATCH_SYSTEM": "HTCondor"}
-            known = self._environment = (d.env, extra, made)
+            known = self._environment = (d.env, extra, encoded(made))
         return known[2]
 
+    def filling(self, d: Description, machine_ad: str) -> Filling:
+        """Of the sandbox, besides the job ad."""
+        known, common = self._filling, self._common
+        if d.files is not common.files or d.argv is not common.argv or d.wrapper is not common.wrapper:
+            return _filling(d, machine_ad)
+        if known is None or known.machine_ad != machine_ad:
+            known = self._filling = _filling(d, machine_ad)
+        return known
 
-def filling(d: Description, machine_ad: str) -> Filling:
-    """Of the sandbox, besides the job ad."""
+
+def _filling(d: Description, machine_ad: str) -> Filling:
     commands = [d.argv, d.wrapper, d.pre.argv if d.pre else [], d.post.argv if d.post else []]
     executables = [argv[0] for argv in commands if argv and not argv[0].startswith("/")]
     streams = [STDOUT_FILE] * d.keep_stdout + [STDERR_FILE] * (d.keep_stderr and not d.merge)

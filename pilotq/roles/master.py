@@ -67,9 +67,7 @@ class Master:
     async def _open(self, stack: AsyncExitStack) -> None:
         settings, performer = self.settings, self.performer
         queue = restore(self.store.load(), self.store)
-        # A walk over all objects of a large queue takes seconds; few of them ever become garbage in cycles.
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        _spare_gc()
         self.core = MasterCore(_limits(settings), performer.evaluate, read_clocks(), queue)
         self.engine = performer.engine = Engine(
             self.core,
@@ -189,6 +187,12 @@ def read_site(settings: Settings, blobs: BlobStore) -> Site:
         wrapper_file=file,
         valid=valid,
     )
+
+
+def _spare_gc() -> None:
+    """A walk over all objects of a large queue takes seconds; few of them ever become garbage in cycles."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _limits(settings: Settings) -> Limits:

@@ -156,17 +156,16 @@ def settle(sandbox: str) -> dict[str, Print]:
     for name, status in _level(sandbox):
         path = f"{sandbox}/{name}"
         if stat.S_ISREG(status.st_mode):
-            age(path)
+            _age(path)
             found[name] = print_of(os.lstat(path))
         else:
             found[name] = print_of(status)
     return found
 
 
-def age(file: str | int) -> None:
-    """Make a file of ours, by path or descriptor, look older than it is."""
+def _age(path: str) -> None:
     before = time.time_ns() - _OLDER_NS
-    os.utime(file, ns=(before, before))
+    os.utime(path, ns=(before, before))
 
 
 def print_of(status: os.stat_result) -> Print:
@@ -267,9 +266,10 @@ def collect(
     No process of the attempt may run any more. `before` is what `settle` saw, needed when the list of outputs is open.
     """
     out = _Outputs(sandbox)
-    top = dict(_level(sandbox))
+    top: dict[str, os.stat_result] = {}
     used = 0
-    for name, status in top.items():
+    for name, status in _level(sandbox):
+        top[name] = status
         used += status.st_blocks * 512
         if stat.S_ISDIR(status.st_mode):
             used += yield from measure(f"{sandbox}/{name}")

@@ -20,7 +20,8 @@ import signal
 VARIABLE = "PILOTQ_ATTEMPT"
 _RLIMIT_LOCKS = 10
 _SERIALS = 1 << 11
-_NUMBERS = 1 << 20
+#: Of attempts, before the marks of a keeper come round again.
+NUMBERS = 1 << 20
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -30,7 +31,7 @@ def new_nonce() -> str:
 
 def number(nonce: str, serial: int, n: int) -> int:
     """The mark of the nth attempt of a keeper; n counts modulo 2**20, serial modulo 2**11."""
-    return (int(nonce, 16) * _SERIALS + serial % _SERIALS) * _NUMBERS + n % _NUMBERS
+    return (int(nonce, 16) * _SERIALS + serial % _SERIALS) * NUMBERS + n % NUMBERS
 
 
 def prefix(nonce: str, serial: int) -> str:
@@ -96,7 +97,7 @@ def hunt(nonce: str, serial: int | None = None) -> int:
     Cost: three reads a process of the host.
     """
     lowest = number(nonce, serial or 0, 0)
-    highest = lowest + (_NUMBERS if serial is not None else _NUMBERS * _SERIALS)
+    highest = lowest + (NUMBERS if serial is not None else NUMBERS * _SERIALS)
     start = prefix(nonce, serial) if serial is not None else f"{nonce}-"
     found = 0
     for pid in pids():

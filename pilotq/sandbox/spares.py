@@ -14,7 +14,7 @@ from collections import deque
 from typing import NamedTuple
 
 from pilotq.model import FileRef
-from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Print, age, print_of
+from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Print, print_of
 
 #: Kept at a time, and the size of what may be kept: files and bytes of one.
 SPARES_MAX = 8
@@ -63,10 +63,12 @@ class Spares:
 
         Raises: OSError; then there may be anything at the path of the sandbox.
         """
-        spare = next((spare for spare in self._spares if spare.filling == filling), None)
-        if spare is None:
+        for n, spare in enumerate(self._spares):
+            if spare.filling == filling:
+                del self._spares[n]
+                break
+        else:
             return None
-        self._spares.remove(spare)
         prints = spare.prints
         os.rename(spare.path, sandbox)
         prints[JOB_AD_FILE] = _put(f"{sandbox}/{JOB_AD_FILE}", job_ad, JOB_AD_FILE in prints)
@@ -114,11 +116,9 @@ def _put(path: str, data: bytes, is_there: bool) -> Print:
     try:
         if os.pwrite(fd, data, 0) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        age(fd)
         status = os.fstat(fd)
         if status.st_size > len(data):
             os.ftruncate(fd, len(data))
-            age(fd)
             status = os.fstat(fd)
         return print_of(status)
     finally:

@@ -17,7 +17,7 @@ from tests.doors.keeping import PATIENCE_S, Bench
 COUNT = 200
 TRUE = Path("/bin/true").read_bytes()
 #: Of one attempt that follows others in their sandbox; a fresh one needs about twice as many.
-CALLS_MAX = 45
+CALLS_MAX = 40
 
 
 async def test_a_short_task_takes_few_system_calls(tmp_path: Path) -> None:

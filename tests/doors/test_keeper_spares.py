@@ -60,7 +60,13 @@ class Runs:
 async def test_an_unchanged_sandbox_serves_again(bench: Bench) -> None:
     runs = Runs(bench)
     first, found = await runs.run()
-    for doing in ("", "echo more >&2", "cat input >/dev/null", "cp input copy; rm copy"):
+    for doing in (
+        "",
+        "echo more >&2",
+        "printf x | dd of=.job.ad conv=notrunc status=none",
+        "cat input >/dev/null",
+        "cp input copy; rm copy",
+    ):
         again, same = await runs.run(doing)
         assert same == found
         assert again == first or doing.startswith("cp")
