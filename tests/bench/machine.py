@@ -108,7 +108,7 @@ def facts() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(int(memory[1]) / (1 << 20), 1) if memory else 0,
         "virtual": "hypervisor" in read("/proc/cpuinfo"),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "system": system[1] if system else platform.system(),
         "python": platform.python_version(),
         "compiler": _first_line(["gcc", "--version"]),
