@@ -8,7 +8,7 @@ distinct set of their values, so that a constraint on a million tasks costs a di
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -194,7 +194,31 @@ class Expression:
             value = self._memo[texts] = self._compute(ad, now)
             return value
 
+    def each(
+        self, ad: Ad, differing: Mapping[str, Callable[[int], Value]], numbers: Iterable[int], now: float = 0
+    ) -> Iterator[Value]:
+        """Its value for each number, in ads that are this one but for what differs by number.
+
+        Cost: that of the library's own evaluation, as the ad is made once.
+        """
+        context = classad2.ClassAd(self._values(ad, now))
+        evaluate, own = self._tree.eval, list(differing.items())
+        for number in numbers:
+            for name, value in own:
+                context[name] = value(number)
+            try:
+                yield evaluate(context)
+            except classad2.ClassAdException:
+                yield ERROR
+
     def _compute(self, ad: Ad, now: float) -> Value:
+        try:
+            return self._tree.eval(classad2.ClassAd(self._values(ad, now)))
+        except classad2.ClassAdException:
+            return ERROR
+
+    def _values(self, ad: Ad, now: float) -> dict[str, Value]:
+        """All that it and what it refers to look up."""
         values: dict[str, Value] = {_NOW: int(now)}
         wanted = list(self.names)
         while wanted:
@@ -209,10 +233,7 @@ class Expression:
                 wanted += inner.names if inner is not None else ()
             else:
                 values[name] = printable(value) if isinstance(value, str) else value
-        try:
-            return self._tree.eval(classad2.ClassAd(values))
-        except classad2.ClassAdException:
-            return ERROR
+        return values
 
 
 def _attribute(name: str) -> str:
@@ -247,7 +268,7 @@ def truth(value: Value) -> bool | None:
 
 def is_true(value: Value) -> bool:
     """True, or a number other than 0; undefined, error and all else are not."""
-    return truth(value) is True
+    return value is True or (value is not False and truth(value) is True)
 
 
 def evaluate(text: str, attributes: Mapping[str, str | int | float | bool], now: float) -> Value:

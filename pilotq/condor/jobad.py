@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from pilotq import __version__
-from pilotq.condor.expressions import quote
+from pilotq.condor.expressions import Value, literal, printable, quote
 from pilotq.condor.jobrules import LOOKUP, RULES, Rule
 from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Facts, State, fill
 
@@ -249,6 +249,19 @@ class Job:
         if entry is None:
             return None
         return entry[1].replace(PROC_MARK, str(self.proc)) if name in common.marked else entry[1]
+
+    def find_by_proc(self, name: str) -> Callable[[int], Value] | None:
+        """What makes the value of an attribute, named in lower case, of a proc; None: only its text tells."""
+        if name == "procid":
+            return int
+        entry = self.template.common.texts.get(name)
+        if name in LOOKUP or entry is None:
+            return None
+        value = literal(entry[1])
+        if isinstance(value, str):
+            pattern = printable(value)
+            return lambda proc: pattern.replace(PROC_MARK, str(proc))
+        return int if entry[1] == PROC_MARK else None
 
     def attributes(self, only: Iterable[str] = ()) -> dict[str, str]:
         """The whole ad, or `only` these attributes of it, sorted by name without regard to case."""

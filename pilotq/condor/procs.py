@@ -8,7 +8,7 @@ alone cost as much as one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -61,6 +61,8 @@ _PLAIN = re.compile(r"[\w.:@%+,~/#-]{1,200}")
 _ROW_MARKS = ["\x00" + letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 #: So that nothing filled in becomes too long for an argument.
 _FORM_LONGEST = 3000
+#: Sections remembered for each set of variables they used.
+_MADE_MAX = 1000
 #: Procs that differ.
 DELTAS_MAX = 2_000_000
 
@@ -138,12 +140,14 @@ class Procs:
         others = varying - forms.keys()
         for place in range(rows.total):
             values = run.plain_values(place, forms)
-            if values and not others and self.job.side.wants:
+            made = run.make(place, others if values else varying)
+            if self.job.side.wants:
+                # All is planned again once they are answered; now only what else is to be asked counts.
                 continue
             delta = {**common, **_filled(form, values)} if values else dict(common)
             if "ad" in common:
                 delta["ad"] = common["ad"] | delta["ad"]
-            for index, section in run.make(place, others if values else varying):
+            for index, section in made:
                 if SECTIONS[index] in _DECIDING:
                     _refuse_differences(parts[index], section)
                 _add_changes(delta, cluster.base, index, section, cluster.forced)
@@ -170,6 +174,8 @@ class _Run:
         self.in_paths: set[str] = set()
         #: Where a form sends standard output and error; equal paths are not what two that differ by marks are.
         self.streams = ("", "")
+        #: By section, names of the variables it used, and their values.
+        self._made: dict[Section, dict[tuple[str, ...], dict[tuple[str | None, ...], Parts]]] = {}
 
     def _marks(self) -> dict[str, str]:
         """What stands for itself in every proc of the run: marks, and what is always 0."""
@@ -258,16 +264,34 @@ class _Run:
             return []
         return values
 
-    def make(self, place: int, indexes: set[int]) -> Iterator[tuple[int, Parts]]:
+    def make(self, place: int, indexes: set[int]) -> list[tuple[int, Parts]]:
         """Some sections of the proc at this place."""
+        found: list[tuple[int, Parts]] = []
         for numbered in (False, True):
             todo = [index for index in indexes if (index in self.numbered) is numbered]
             if self.job.side.wants:
                 todo = [index for index in todo if SECTIONS[index] in _ASKING]
             if todo:
                 self._bind(place, numbered)
-                for index in sorted(todo):
-                    yield index, self._make(SECTIONS[index])
+                make = self._make if numbered else self._make_once
+                found += [(index, make(SECTIONS[index])) for index in sorted(todo)]
+        return found
+
+    def _make_once(self, section: Section) -> Parts:
+        """A section that was made before with the same values of all variables it used is not made again."""
+        macros = self.job.macros
+        known = self._made.setdefault(section, {})
+        for names, sections in known.items():
+            parts = sections.get(tuple([macros.value(name) for name in names]))
+            if parts is not None:
+                return parts
+        parts = self._make(section)
+        names = tuple(sorted(macros.touched & self.differing))
+        sections = known.setdefault(names, {})
+        if len(sections) >= _MADE_MAX:
+            sections.clear()
+        sections[tuple([macros.value(name) for name in names])] = parts
+        return parts
 
     def _make(self, section: Section) -> Parts:
         self.job.macros.begin()

@@ -7,8 +7,9 @@ printing an attribute of each that they have in common, evaluates one expression
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 import msgspec
 
@@ -113,9 +114,14 @@ class Question:
                     yield run
             return
         if ids is None:
+            proc = expressions.equalities(self.query.constraint).get("procid")
             for run in self.reader.queue(self._is_bare):
-                if not owners or run.cluster.owner in owners:
+                if owners and run.cluster.owner not in owners:
+                    continue
+                if proc is None:
                     yield run
+                elif run.first <= proc < run.first + run.count:
+                    yield replace(run, first=proc, count=1)
             return
         wanted: dict[int, set[int | None]] = {}
         for number, proc in ids:
@@ -156,10 +162,30 @@ class Question:
                 if self.is_match(job):
                     yield run, job
                 continue
-            for proc in range(run.first, run.first + run.count):
-                job = self.job(run, proc)
-                if self.is_match(job):
-                    yield replace(run, first=proc, count=1), job
+            for first, count in stretches(self._truths(run, job), run.first):
+                yield replace(run, first=first, count=count), self.job(run, first)
+
+    def _truths(self, run: Run, job: Job) -> Iterator[bool]:
+        """Whether each proc of a run matches; `job` is the first."""
+        procs = range(run.first, run.first + run.count)
+        differing = self._differing(run, job)
+        if self.constraint is None or differing is None:
+            return (self.is_match(self.job(run, proc)) for proc in procs)
+        return map(expressions.is_true, self.constraint.each(job, differing, procs, self.now))
+
+    def _differing(self, run: Run, job: Job) -> dict[str, Callable[[int], expressions.Value]] | None:
+        """What the constraint needs that is not the same for all procs of a run; None: each has to be looked at."""
+        template = run.cluster.template
+        if self.constraint is None or run.cluster.has_deltas:
+            return None
+        found: dict[str, Callable[[int], expressions.Value]] = {}
+        for name in expressions.closure(self.constraint.names, job.get):
+            if name in template.common.marked or scope(name, template, has_deltas=False) == Scope.PROC:
+                value = job.find_by_proc(name)
+                if value is None:
+                    return None
+                found[name] = value
+        return found
 
     def job(self, run: Run, proc: int) -> Job:
         return self.reader.job(run, proc, self.now, self.head.schedd_name)
@@ -366,6 +392,17 @@ class Question:
         if asked and not asked & {tables.word(ad, "name").lower(), tables.word(ad, "machine").lower()}:
             return False
         return self.constraint is None or expressions.is_true(self.constraint.evaluate(ad, self.now))
+
+
+def stretches(truths: Iterable[bool], first: int) -> Iterator[tuple[int, int]]:
+    """(number, count) of each stretch of trues; the first of all has number `first`."""
+    start = -1
+    for number, truth in enumerate(chain(truths, (False,)), first):
+        if truth and start < 0:
+            start = number
+        elif not truth and start >= 0:
+            yield start, number - start
+            start = -1
 
 
 def by_status(counts: Counter[State]) -> Counter[int]:

@@ -26,6 +26,10 @@ THREADS = 8
 QUESTION_BYTES_MAX = 64 << 20
 #: A client that reads nothing for so long is gone; its snapshot must not keep the store's log growing.
 PATIENCE_S = 60.0
+#: Below the master and the keepers: a constraint on a million tasks may take a core for seconds.
+NICENESS = 5
+#: How long a short question waits for a long one, each time it needs the interpreter.
+SWITCH_S = 0.0005
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +94,8 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C and a stop of the service reach every process; the master decides when we end.
         signal.signal(number, signal.SIG_IGN)
+    os.nice(NICENESS)
+    sys.setswitchinterval(SWITCH_S)
     listener = listen(options.socket)
     commons = Commons()
     for _ in range(THREADS):

@@ -31,6 +31,7 @@ SPAWN, FILES, DELIVERED = "posix_spawn in C", "C with the same files", "C with f
 GOALS = {
     SPAWN: Goal(0.60),
     FILES: Goal(0.9),
+    DELIVERED: Goal(0.9),
     "executorlib": Goal(1.1),
     WORK_QUEUE: Goal(2),
     "dask": Goal(2),
@@ -111,7 +112,9 @@ def measure(options: argparse.Namespace, slots: int) -> None:
     for us in (US, BARE):
         for name in contestants if us in contestants else ():
             if name not in (US, BARE):
-                rounds.ratio("rate", "tasks_per_s", name, of=us, goal=GOALS.get(name))
+                # The 0.9 is asked of the program that does the same work with files.
+                same = name != (FILES if us == US else DELIVERED)
+                rounds.ratio("rate", "tasks_per_s", name, of=us, goal=GOALS.get(name) if same else None)
 
 
 def main() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 import msgspec
 import pytest
 from submitting import HOME, User, argvs, proc
 
+from pilotq.condor import transfers
 from pilotq.condor.jobfile import patched
 from pilotq.condor.submit import Plan
 from pilotq.model import CLUSTER_MARK, PROC_MARK, fill
@@ -149,3 +153,37 @@ def test_each_job_is_what_it_would_be_alone(values: list[str]) -> None:
         assert (description.merge, body.stdout) == (alone_description.merge, alone_body.stdout)
         for name in ("Args", "Environment", "Out", "S"):
             assert body.ad[name] == alone_body.ad[name]
+
+
+def test_what_is_not_made_again_is_what_each_job_would_have_alone() -> None:
+    user = User()
+    user.files |= {f"{HOME}/{name}": name.encode() for name in ("x1", "x2", "y1", "y2", "z")}
+    rows = ["a x 1", "b x 2", "c x 1", "d y 1", "e", "f y 2", "g y 1", "h x 1"]
+    text = EXE + "x_file = x$(number)\ny_file = y$(number)\ntransfer_input_files = $($(kind)_file:z)\n"
+    many = user.one(
+        f"{text}arguments = $(name) $(Step)\nqueue 2 name, kind, number from (\n" + "\n".join(rows) + "\n)\n"
+    )
+    assert [words[:2] for words in argvs(many)] == [[row[0], str(step)] for row in rows for step in range(2)]
+    for place, row in enumerate(rows):
+        alone = user.one(f"{text}queue 1 name, kind, number from (\n{row}\n)\n")
+        for number in (2 * place, 2 * place + 1):
+            assert proc(many, number)[0].files == proc(alone, 0)[0].files
+
+
+def test_files_are_looked_at_once_for_each_value_of_the_variables_that_name_them() -> None:
+    calls = 0
+
+    def on_event(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code is transfers.on_files.__code__
+
+    user = User()
+    user.files |= {f"{HOME}/in.{number}": b"%d" % number for number in range(3)}
+    rows = "\n".join(f"item-{number} {number % 3}" for number in range(300))
+    sys.setprofile(on_event)
+    try:
+        submission = user.one(f"{EXE}transfer_input_files = in.$(file)\nqueue item, file from (\n{rows}\n)\n")
+    finally:
+        sys.setprofile(None)
+    assert submission.count == 300 and len({proc(submission, number)[0].files[0].digest for number in range(300)}) == 3
+    assert calls <= 5 * user.rounds

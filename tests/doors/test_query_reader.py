@@ -18,7 +18,7 @@ from pilotq.condor.jobad import Job
 from pilotq.condor.options import Query, parse
 from pilotq.condor.request import Request
 from pilotq.core.records import TaskRows, TasksLeft
-from pilotq.model import CONDOR_STATUS, ENDED, Facts, Outcome, State
+from pilotq.model import CONDOR_STATUS, ENDED, PROC_MARK, Facts, Outcome, State
 from pilotq.query.questions import HeadFacts, Question
 from pilotq.query.reader import Commons, Reader, Run
 
@@ -172,3 +172,53 @@ def test_statuses_are_those_of_the_states(tmp_path: Path) -> None:
     model = built(tmp_path, [("alice", State.IDLE, list(LIVE))])
     text, _ = asked(tmp_path / "q.db", "-af", "JobStatus")
     assert [int(line) for line in text.splitlines()] == [CONDOR_STATUS[state] for _, state in model.values()]
+
+
+#: Parts of constraints, and what they are joined with; some evaluate to undefined, an error or a number.
+PART = st.sampled_from(
+    [
+        *("ProcId == 1", "ProcId =?= 2", "ProcId % 2 == 1", "MY.ProcId > 0", "ProcId", "ProcId / (ProcId - 1)"),
+        *("JobStatus == 1", 'Owner == "alice"', 'Args == "a1"', 'regexp("[02]$", Args)', "Number < 2", "Number =!= 3"),
+        *("NoSuch > 1", "NoSuch =?= undefined", 'GlobalJobId =!= "x"', "Derived == 3", "Both == 2", "Mixed == 11"),
+        *("size(Cmd) > ProcId", "time() > ProcId", "ClusterId == 1", "ifThenElse(ProcId > 1, true, Args)"),
+    ]
+)
+CONSTRAINT = st.recursive(
+    PART,
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["&&", "||"]), inner).map(lambda parts: f"({' '.join(parts)})"),
+        inner.map(lambda part: f"!({part})"),
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.fixture(scope="module")
+def differing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clusters whose tasks differ in every way there is."""
+    path = tmp_path_factory.mktemp("differing") / "q.db"
+    mark = PROC_MARK
+    ad = {"Args": f'"a{mark}"', "Number": mark, "Derived": "ProcId + 1", "Both": f"{mark} + 0", "Mixed": f"1{mark}"}
+    queue = Builder(path).cluster(1, 16, body(ad=ad)).cluster(2, 5, body("bob", ad={"Args": f'"é{mark} \\"q\\" \\\\"'}))
+    queue.cluster(3, 4, body(), deltas=[{"ad": {"Args": f'"a{proc}"', "Number": "3"}} for proc in range(4)])
+    queue.task(1, 6, State.RUNNING, host="node1", starts=1).ended(1, 8, outcome=int(Outcome.OK))
+    return path
+
+
+@settings(max_examples=300, deadline=None)
+@given(CONSTRAINT)
+def test_a_constraint_on_runs_finds_what_it_finds_task_by_task(differing: Path, constraint: str) -> None:
+    reader = Reader(str(differing), Commons())
+    query = Query("condor_q", output="long", constraints=[constraint])
+    question = Question(query, reader, HeadFacts(), now=1_800_000_000.0, local=time.localtime)
+    found = expanded(run for run, _ in question.matching())
+    everything = [
+        (run, proc)
+        for cluster in reader.clusters()
+        for run in reader.runs(cluster)
+        for proc in range(run.first, run.first + run.count)
+    ]
+    assert found == [
+        (run.cluster.id, proc, run.state) for run, proc in everything if question.is_match(question.job(run, proc))
+    ]
+    reader.close()
