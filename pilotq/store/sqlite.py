@@ -85,7 +85,7 @@ class SqliteStore:
                 "synchronous=full",
                 f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
                 f"journal_size_limit={_WAL_BYTES_MAX}",
-                "cache_size=-65536",
+                "cache_size=-16384",
             ):
                 db.execute(f"pragma {pragma}")
             schema = "" if version else Path(__file__).with_name("schema.sql").read_text()

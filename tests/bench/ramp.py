@@ -71,7 +71,8 @@ def ours(options: argparse.Namespace, tasks: int) -> Sample:
     """On a pool of its own, with as many slots as tasks."""
     cores = tasks // options.workers
     settings = {"PILOTQ_WORKER_KEEPERS": str(options.keepers)}
-    with Pool(cores, foremen=options.foremen, scratch=options.scratch, settings=settings) as pool:
+    lies = {"scratch": options.scratch, "workdir": options.workdir}
+    with Pool(cores, foremen=options.foremen, settings=settings, **lies) as pool:
         pool.start_workers(options.workers - 1, cores)
         warm = pool.submit(f"executable = /bin/true\ntransfer_executable = false\nqueue {options.workers}\n")
         pool.wait_ended(warm)
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--foremen", type=int, default=12, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="that share the slots (%(default)s)")
     parser.add_argument("--keepers", type=int, default=2, help="of each worker (%(default)s)")
+    parser.add_argument("--workdir", metavar="DIR", help="where sandboxes lie (where the queue lies)")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.sizes, options.foremen = 1, "200", min(options.foremen, 4)

@@ -131,9 +131,10 @@ def main() -> None:
     own, same = functools.partial(small, options, "$(Process)"), functools.partial(small, options, "0")
     rounds.run(options.rounds, {US: own, SAME: same, COPY: functools.partial(copy, options)})
     for who in (US, SAME, COPY):
-        rounds.show("small files", "files_per_s", "files/s", who=who)
+        if who != SAME:  # Files that all tasks share add nothing that could be told from noise.
+            rounds.show("small files", "files_per_s", "files/s", who=who)
+    rounds.ratio("small files, what they add to the run", "files_per_s", COPY, goal=OF_COPY)
     for who in (US, SAME):
-        rounds.ratio("small files, what they add to the run", "files_per_s", COPY, of=who, goal=OF_COPY)
         rounds.ratio("small files, the run with its processes", "run_per_s", COPY, of=who)
         rounds.ratio("small files, with their upload", "whole_per_s", COPY, of=who)
 
