@@ -94,7 +94,9 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C and a stop of the service reach every process; the master decides when we end.
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICENESS)
+    # A hardened service may not even be modest.
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
     sys.setswitchinterval(SWITCH_S)
     listener = listen(options.socket)
     commons = Commons()
