@@ -128,7 +128,7 @@ def test_the_disk_of_a_node_is_full(small: SmallDisks, tmp_path: Path) -> None:
         without = with_file + 1
         reasons = [("rejected", "an input file cannot be kept"), ("disk", "Cannot make the scratch directory")]
         for cluster, (outcome, reason) in zip((with_file, without), reasons, strict=True):
-            found = wait_for("an end", lambda cluster=cluster: last_end(pool, cluster), 10)
+            found = wait_for("an end", lambda cluster=cluster: last_end(pool, cluster), 40)
             assert (found["outcome"], found["state"]) == (outcome, "idle")
             assert found["reason"].startswith(reason) and "No space left on device" in found["reason"]
         assert sorted(queue(pool, "JobStatus")) == ["1", "1", "2"]
