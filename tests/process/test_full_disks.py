@@ -123,12 +123,13 @@ def test_the_disk_of_a_node_is_full(small: SmallDisks, tmp_path: Path) -> None:
         # At once, so that both are tried: one for which its file has no place, one without files.
         with_file = pool.submit(
             "executable = prog\ntransfer_input_files = big\noutput = node.out\nqueue\n"
-            "executable = /bin/true\ntransfer_executable = false\ntransfer_input_files =\noutput =\nqueue\n"
+            "executable = /bin/true\ntransfer_executable = false\ntransfer_input_files =\noutput = other.out\nqueue\n"
         )
+        # Its output keeps it from a spare sandbox of the test before, which would need no space.
         without = with_file + 1
         reasons = [("rejected", "an input file cannot be kept"), ("disk", "Cannot make the scratch directory")]
         for cluster, (outcome, reason) in zip((with_file, without), reasons, strict=True):
-            found = wait_for("an end", lambda cluster=cluster: last_end(pool, cluster), 40)
+            found = wait_for("an end", lambda cluster=cluster: last_end(pool, cluster), 10)
             assert (found["outcome"], found["state"]) == (outcome, "idle")
             assert found["reason"].startswith(reason) and "No space left on device" in found["reason"]
         assert sorted(queue(pool, "JobStatus")) == ["1", "1", "2"]
