@@ -30,7 +30,9 @@ class Scratch:
     def reuse(self, attempt: Attempt) -> bool:
         """Give it a spare, if there is one that fits."""
         try:
-            attempt.prints = self._spares.take(attempt.filling, attempt.sandbox, _job_ad(attempt))
+            attempt.prints = self._spares.take(
+                attempt.filling, attempt.sandbox, _job_ad(attempt), attempt.launch.inline
+            )
         except OSError as error:
             # Whatever there is now is removed by `furnish`.
             log.warning("a spare sandbox is of no use", extra={"sandbox": attempt.sandbox, "error": str(error)})
@@ -42,21 +44,19 @@ class Scratch:
     def furnish(self, attempt: Attempt) -> Generator[None, None, bool]:
         """Make and fill the sandbox; False when there is none. What failed is the attempt's verdict."""
         sandbox, filling = attempt.sandbox, attempt.filling
+        own = {files.JOB_AD_FILE: _job_ad(attempt), files.MACHINE_AD_FILE: filling.machine_ad.encode()}
+        own.update(dict.fromkeys(filling.streams, b""))
         try:
             yield from _make(sandbox)
-            files.write(f"{sandbox}/{files.JOB_AD_FILE}", _job_ad(attempt))
-            files.write(f"{sandbox}/{files.MACHINE_AD_FILE}", filling.machine_ad.encode())
-            for name in filling.streams:
-                files.write(f"{sandbox}/{name}", b"")
+            prints = {name: files.write(f"{sandbox}/{name}", data) for name, data in own.items()}
         except OSError as error:
             attempt.fail_with(error, "Cannot make the scratch directory", Outcome.REJECTED)
             return False
         try:
             launch = attempt.launch
-            yield from files.stage(sandbox, launch.cache, filling.files, filling.executables, launch.inline)
+            prints |= yield from files.stage(sandbox, launch.cache, filling.files, filling.executables, launch.inline)
             attempt.is_frugal = filling.is_small
-            if attempt.is_frugal or attempt.description.outputs is None:
-                attempt.prints = whole(sandbox, files.settle(sandbox))
+            attempt.prints = whole(sandbox, prints)
         except OSError as error:
             attempt.fail_with(error, f"Cannot put input file {error.filename!r} into place", Outcome.STAGE_IN)
         return True

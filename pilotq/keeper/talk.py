@@ -12,7 +12,9 @@ from pilotq.model import Ended, Outcome
 from pilotq.wire import Token
 
 _LENGTH = struct.Struct("<I")
-_CHUNK = 1 << 16
+_ROOM = bytes(_LENGTH.size)
+#: Bytes taken from the socket at once, about what it holds.
+_CHUNK = 1 << 18
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -110,49 +112,63 @@ class Pipe(Generic[T]):
         self.sock = sock
         self._decoder = decoder
         self._encoder = msgspec.msgpack.Encoder()
-        self._in = bytearray()
-        self._chunk = bytearray(_CHUNK)
+        #: What came is in front of `_filled`.
+        self._in = bytearray(_CHUNK)
+        self._filled = 0
+        #: What is to be sent begins at `_sent`.
         self._out = bytearray()
+        self._sent = 0
 
     def put(self, message: Any) -> None:
-        data = self._encoder.encode(message)
-        self._out += _LENGTH.pack(len(data))
-        self._out += data
+        out = self._out
+        if self._sent > _CHUNK:
+            del out[: self._sent]
+            self._sent = 0
+        at = len(out)
+        out += _ROOM
+        self._encoder.encode_into(message, out, at + _LENGTH.size)
+        _LENGTH.pack_into(out, at, len(out) - at - _LENGTH.size)
 
     def flush(self) -> bool:
         """Send what the socket takes; True when nothing is left to be sent.
 
         Raises: OSError when the other side is gone.
         """
-        while self._out:
-            try:
-                sent = self.sock.send(self._out)
-            except BlockingIOError:
-                return False
-            del self._out[:sent]
+        out = self._out
+        with memoryview(out) as view:
+            while self._sent < len(out):
+                try:
+                    self._sent += self.sock.send(view[self._sent :])
+                except BlockingIOError:
+                    return False
+        self._sent = 0
+        out.clear()
         return True
 
     def get(self) -> list[T] | None:
         """All complete messages that came; None when the other side is gone."""
+        buffer = self._in
         try:
-            count = self.sock.recv_into(self._chunk)
+            with memoryview(buffer) as view:
+                count = self.sock.recv_into(view[self._filled :])
         except BlockingIOError:
             return []
         except OSError:
             return None
         if not count:
             return None
-        buffer = self._in
-        buffer += memoryview(self._chunk)[:count]
         found: list[T] = []
-        at = 0
+        at, filled, end = 0, self._filled + count, 0
         with memoryview(buffer) as view:
-            while len(view) - at >= 4:
-                end = at + 4 + _LENGTH.unpack_from(view, at)[0]
-                if end > len(view):
+            while filled - at >= _LENGTH.size:
+                end = at + _LENGTH.size + _LENGTH.unpack_from(view, at)[0]
+                if end > filled:
                     break
-                found.append(self._decoder.decode(view[at + 4 : end]))
+                found.append(self._decoder.decode(view[at + _LENGTH.size : end]))
                 at = end
-        if at:
-            del buffer[:at]
+            if at:
+                view[: filled - at] = view[at:filled]
+        self._filled = filled - at
+        if end - at > len(buffer):
+            buffer += bytes(end - at - len(buffer))
         return found

@@ -38,11 +38,14 @@ _COPY_BYTES = 8 << 20
 _ENTRIES = 500
 #: Staged files are made to look so much older, because file systems have coarse clocks: any later change shows.
 _OLDER_NS = 10_000_000_000
+_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_REFLINK = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF})
 
 #: What tells a changed file: moments of change of its content, and of anything; then mode, inode, device, links, owner,
 #: group, size.
 Print = tuple[int, ...]
+#: Content of a file in memory.
+Buffer = bytes | memoryview
 T = TypeVar("T")
 
 
@@ -84,35 +87,47 @@ def confined(name: str) -> str:
 
 
 def stage(
-    sandbox: str, cache: str, files: Iterable[FileRef], executables: Iterable[str], inline: Mapping[str, bytes]
-) -> Generator[None, None, None]:
+    sandbox: str, cache: str, files: Iterable[FileRef], executables: Iterable[str], inline: Mapping[str, Buffer]
+) -> Generator[None, None, dict[str, Print]]:
     """Put files into a fresh sandbox, from memory or copied from the cache; no process of the attempt may run yet.
+
+    What of it is on the top level is told.
 
     Raises: OSError with the name of the file in the sandbox.
     """
     executable = {os.path.normpath(name) for name in executables}
     made: set[str] = set()
-    for ref in files:
-        name = confined(ref.name)
-        parent = os.path.dirname(name)
-        if parent and parent not in made:
-            os.makedirs(os.path.join(sandbox, parent), 0o755, exist_ok=True)
-            made.add(parent)
-        mode = 0o755 if name in executable else ref.mode & 0o777 | 0o600
-        target, data = os.path.join(sandbox, name), inline.get(ref.digest)
-        try:
-            if data is None:
-                yield from _copy(os.path.join(cache, ref.digest), target, ref.size_bytes, mode)
-            else:
-                write(target, data, mode)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, ref.name) from None
+    prints: dict[str, Print] = {}
+    top = os.open(sandbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for ref in files:
+            name = confined(ref.name)
+            parent = os.path.dirname(name)
+            if parent and parent not in made:
+                os.makedirs(os.path.join(sandbox, parent), 0o755, exist_ok=True)
+                made.add(parent)
+            mode = 0o755 if name in executable else ref.mode & 0o777 | 0o600
+            data = inline.get(ref.digest)
+            try:
+                if data is None:
+                    found = yield from _copy(os.path.join(cache, ref.digest), top, name, ref.size_bytes, mode)
+                else:
+                    found = write(name, data, mode, top)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, ref.name) from None
+            if not parent:
+                prints[name] = found
+    finally:
+        os.close(top)
+    for name in {parent.partition("/")[0] for parent in made}:
+        prints[name] = print_of(os.lstat(f"{sandbox}/{name}"))
+    return prints
 
 
-def _copy(source: str, target: str, size: int, mode: int) -> Generator[None, None, None]:
+def _copy(source: str, top: int, name: str, size: int, mode: int) -> Generator[None, None, Print]:
     reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFE, mode, dir_fd=top)
         try:
             # copy_file_range shares blocks where the file system can; it does not work between all of them.
             share = True
@@ -134,38 +149,48 @@ def _copy(source: str, target: str, size: int, mode: int) -> Generator[None, Non
                 done += count
                 if done < size:
                     yield
+            return _aged(writer)
         finally:
             os.close(writer)
     finally:
         os.close(reader)
 
 
-def write(path: str, data: bytes, mode: int = 0o644) -> None:
-    """A new small file."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+def write(path: str, data: Buffer, mode: int = 0o644, top: int | None = None) -> Print:
+    """A new small file; a relative path is below the directory `top`."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, mode, dir_fd=top)
     try:
-        while data:
-            data = data[os.write(fd, data) :]
+        return _fill(fd, data)
     finally:
         os.close(fd)
 
 
-def settle(sandbox: str) -> dict[str, Print]:
-    """What is on the top level before anything runs, prepared so that every later change of a file shows."""
-    found = {}
-    for name, status in _level(sandbox):
-        path = f"{sandbox}/{name}"
-        if stat.S_ISREG(status.st_mode):
-            _age(path)
-            found[name] = print_of(os.lstat(path))
-        else:
-            found[name] = print_of(status)
-    return found
+def rewrite(name: str, data: Buffer, size: int, top: int) -> Print:
+    """Other content for a file of `size` bytes in the directory `top`.
+
+    It is not truncated first: some file systems then write it to the disk at once.
+    """
+    fd = os.open(name, os.O_WRONLY | _SAFE, dir_fd=top)
+    try:
+        if size > len(data):
+            os.ftruncate(fd, len(data))
+        return _fill(fd, data)
+    finally:
+        os.close(fd)
 
 
-def _age(path: str) -> None:
+def _fill(fd: int, data: Buffer) -> Print:
+    done = os.write(fd, data) if data else 0
+    while done < len(data):
+        done += os.write(fd, memoryview(data)[done:])
+    return _aged(fd)
+
+
+def _aged(fd: int) -> Print:
+    """Make a file look older, so that every later change of it shows."""
     before = time.time_ns() - _OLDER_NS
-    os.utime(path, ns=(before, before))
+    os.utime(fd, ns=(before, before))
+    return print_of(os.fstat(fd))
 
 
 def print_of(status: os.stat_result) -> Print:

@@ -1,8 +1,9 @@
 """Sandboxes that serve again, because making and removing one costs more than a short task.
 
 An attempt that ended by itself and left its sandbox as it was given to it, but for what it printed, leaves a spare. The
-next attempt that is to find the same files gets it under its own name, with its own job ad. What is not exactly as it
-was (a name, content, mode, link, owner or attribute of anything) is no spare.
+next attempt that is to find files of the same names and modes gets it under its own name, with its own job ad; of its
+files, those that came with it are written over the ones of its predecessor. What is not exactly as it was (a name,
+content, mode, link, owner or attribute of anything) is no spare.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import errno
 import os
 import stat
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pilotq.model import FileRef
-from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Print, print_of
+from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Buffer, Print, print_of, rewrite
 
 #: Kept at a time, and the size of what may be kept: files and bytes of one.
 SPARES_MAX = 8
@@ -42,6 +44,19 @@ class Filling(NamedTuple):
         few = len(files) <= _FILES_MAX and not any("/" in file.name or file.name in OWN_FILES for file in files)
         return few and sum(file.size_bytes for file in files) <= _BYTES_MAX
 
+    def others(self, wanted: Filling, inline: Mapping[str, Buffer]) -> list[tuple[FileRef, FileRef]] | None:
+        """What must be written over to make this the wanted one, with what is there; None when that cannot be."""
+        if self[1:] != wanted[1:] or len(self.files) != len(wanted.files):
+            return None
+        found = []
+        for is_there, file in zip(self.files, wanted.files, strict=True):
+            if is_there == file:
+                continue
+            if file.digest not in inline or is_there.name != file.name or is_there.mode != file.mode:
+                return None
+            found.append((is_there, file))
+        return found
+
 
 class _Spare(NamedTuple):
     path: str
@@ -58,13 +73,16 @@ class Spares:
     def __len__(self) -> int:
         return len(self._spares)
 
-    def take(self, filling: Filling, sandbox: str, job_ad: bytes) -> dict[str, Print] | None:
+    def take(
+        self, filling: Filling, sandbox: str, job_ad: bytes, inline: Mapping[str, Buffer]
+    ) -> dict[str, Print] | None:
         """Make a spare the sandbox of an attempt: what is in it, for `give`; None when none fits.
 
         Raises: OSError; then there may be anything at the path of the sandbox.
         """
         for n, spare in enumerate(self._spares):
-            if spare.filling == filling:
+            others = spare.filling.others(filling, inline)
+            if others is not None:
                 del self._spares[n]
                 break
         else:
@@ -75,6 +93,13 @@ class Spares:
         for name in filling.streams:
             if name not in prints:
                 prints[name] = _put(f"{sandbox}/{name}", b"", False)
+        if others:
+            top = os.open(sandbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for is_there, file in others:
+                    prints[file.name] = rewrite(file.name, inline[file.digest], is_there.size_bytes, top)
+            finally:
+                os.close(top)
         prints[_SELF] = print_of(os.lstat(sandbox))
         return prints
 

@@ -61,6 +61,7 @@ class Bench:
         delta: dict[str, Any] | None = None,
         extra: Any = None,
         after: Token | None = None,
+        inline: dict[str, bytes] | None = None,
         **fields: Any,
     ) -> Token:
         """Begin an attempt of a new task."""
@@ -72,7 +73,7 @@ class Bench:
         body = msgspec.msgpack.encode(Description(argv=list(argv), **fields))
         packed = msgspec.msgpack.encode(delta) if delta else b""
         sandbox = str(self.sandbox(token))
-        self.keepers.launch(token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n", after)
+        self.keepers.launch(token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n", after, inline)
         return token
 
     def sandbox(self, token: Token) -> Path:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pilotq.model import STDOUT, Ended, Outcome
-from pilotq.sandbox.files import settle, write
+from pilotq.model import STDOUT, Ended, FileRef, Outcome
+from pilotq.sandbox.files import write
 from pilotq.sandbox.spares import Filling, Spares, whole
 from pilotq.wire import Token
 from tests.doors.keeping import Bench, data, until
@@ -43,11 +45,11 @@ class Runs:
         self.bench = bench
         self.files = [bench.keep("run", PROGRAM, 0o755), bench.keep("input", "same\n")]
 
-    def launch(self, doing: str, **fields: object) -> Token:
-        arguments = {"keep_stdout": True, "keep_stderr": True, "job_ad": "ProcId = \x00p\n", **fields}
-        return self.bench.launch("run", doing, files=self.files, **arguments)
+    def launch(self, doing: str, **fields: Any) -> Token:
+        common = {"files": self.files, "keep_stdout": True, "keep_stderr": True, "job_ad": "ProcId = \x00p\n"}
+        return self.bench.launch("run", doing, **{**common, **fields})
 
-    async def run(self, doing: str = "", **fields: object) -> tuple[int, list[str]]:
+    async def run(self, doing: str = "", **fields: Any) -> tuple[int, list[str]]:
         """The inode of the sandbox, and what the attempt found in it."""
         token = self.launch(f"{doing}\nstat -c %i .", **fields)
         ended = await self.bench.end(token)
@@ -105,12 +107,11 @@ async def test_a_changed_one_does_not(bench: Bench, doing: str) -> None:
 def test_what_makes_a_spare(tmp_path: Path, doing: str) -> None:
     sandbox, filling = str(tmp_path / "1.0.1"), Filling([], [], "", [])
     os.mkdir(sandbox, 0o700)
-    for name in ("input", "run", ".job.ad", ".machine.ad", "_condor_stderr"):
-        write(f"{sandbox}/{name}", b"same\n")
-    prints = whole(sandbox, settle(sandbox))
+    names = ("input", "run", ".job.ad", ".machine.ad", "_condor_stderr")
+    prints = whole(sandbox, {name: write(f"{sandbox}/{name}", b"same\n") for name in names})
     spares = Spares()
     assert spares.give(sandbox, filling, prints, level(sandbox))
-    taken = spares.take(filling, str(tmp_path / "1.1.1"), b"new")
+    taken = spares.take(filling, str(tmp_path / "1.1.1"), b"new", {})
     assert taken is not None
     sandbox = str(tmp_path / "1.1.1")
     if doing.startswith("attribute "):
@@ -122,7 +123,7 @@ def test_what_makes_a_spare(tmp_path: Path, doing: str) -> None:
         subprocess.run(doing, shell=True, cwd=sandbox, check=True)
     os.chmod(sandbox, stat.S_IMODE(os.stat(sandbox).st_mode) | 0o500)
     assert not spares.give(sandbox, filling, taken, level(sandbox))
-    assert spares.take(filling, str(tmp_path / "1.2.1"), b"") is None
+    assert spares.take(filling, str(tmp_path / "1.2.1"), b"", {}) is None
 
 
 def level(path: str) -> dict[str, os.stat_result]:
@@ -146,6 +147,37 @@ async def test_other_files_other_sandbox(bench: Bench) -> None:
     assert "other" in others
     assert "same" in found
     assert (await runs.run())[1] == found
+
+
+@pytest.mark.parametrize("spoil", ["", "echo sane > other", "chmod 600 other", "ln other ../hard.link", "touch more"])
+async def test_files_that_came_along_are_written_over_those_of_the_one_before(bench: Bench, spoil: str) -> None:
+    """Longer, shorter, empty; but only where the one before changed nothing."""
+    runs, inodes = Runs(bench), set()
+    for content in ("first\n", "second, which is longer\n", "3rd\n", "", "x" * 300_000 + "\n", "last\n"):
+        own = FileRef("other", hashlib.sha256(content.encode()).hexdigest(), len(content), 0o640)
+        show = f"stat -c '%A %h %s %n' other; sha256sum < other; cat other | cut -c 1-30; ls -A\n{spoil}"
+        token = runs.launch(
+            f"{show}\nstat -c %i .", files=[*runs.files, own], inline={own.digest: content.encode()}, outputs=None
+        )
+        ended = await bench.end(token)
+        *found, inode = data(ended, STDOUT).decode().splitlines()
+        inodes.add(inode)
+        at = found.index(f"-rw-r----- 1 {len(content)} other")
+        assert found[at + 1].split()[0] == own.digest
+        assert found[at + 2 : -7] == content[:30].splitlines()
+        assert found[-7:] == [".job.ad", ".machine.ad", "_condor_stderr", "_condor_stdout", "input", "other", "run"]
+        changed = {"echo sane > other": ["other"], "touch more": ["more"]}.get(spoil, [])
+        assert [file.name for file in ended.outputs[2:]] == changed
+        (bench.tasks / "hard.link").unlink(missing_ok=True)
+    assert len(inodes) == 1 or spoil
+
+
+async def test_a_file_that_did_not_come_along_or_has_another_mode_is_not_written_over(bench: Bench) -> None:
+    runs = Runs(bench)
+    _, found = await runs.run()
+    runs.files[1] = bench.keep("input", "same\n", 0o600)
+    own = [line.replace("-rw-r--r--", "-rw-------") if line.endswith(" input") else line for line in found]
+    assert (await runs.run())[1] == own != found
 
 
 async def test_streams_are_fresh(bench: Bench) -> None:
