@@ -1,8 +1,8 @@
 """ZeroMQ sockets in the event loop: batches of (session, payload) pairs, CURVE on all of them.
 
 A socket is drained when its descriptor says so, and looked at again after every send: the descriptor of a ZeroMQ
-socket is edge-triggered. What one turn sends to one peer leaves as one message of one frame (`wire.join`): every frame
-costs both sides far more than the bytes in it.
+socket is edge-triggered. What one turn sends to one peer leaves as one message (`wire.join`), of one frame but for
+large payloads: every frame costs both sides far more than a few bytes in it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import zmq.utils.monitor
 
 from pilotq import keys, wire
 from pilotq.errors import InternalError, PeerError, UserError
+from pilotq.wire import Buffer
 
 Socket = Any
 #: Messages read in a row before others get a turn.
@@ -25,6 +26,12 @@ READ_MAX = 200
 QUEUE_MAX = 50_000
 # Plain numbers: pyzmq converts enums anew each time.
 _EVENTS, _POLLIN, _NOBLOCK, _SNDMORE = (int(one) for one in (zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK, zmq.SNDMORE))
+
+
+def _uncopied(frame: Buffer) -> Any:
+    """What came as a whole frame is passed on as that."""
+    whole: Any = frame.obj if isinstance(frame, memoryview) else None
+    return whole if isinstance(whole, zmq.Frame) and len(whole) == len(frame) else frame
 
 
 def new_socket(context: Any, kind: int) -> Socket:
@@ -69,6 +76,28 @@ class _Link:
                 raise
         self._look_again()
 
+    def _send(self, frames: list[Buffer]) -> None:
+        """Raises: zmq.ZMQError when it cannot be sent now."""
+        send = self.socket.send
+        for frame in frames[:-1]:
+            send(_uncopied(frame), _NOBLOCK | _SNDMORE)
+        send(_uncopied(frames[-1]), _NOBLOCK)
+
+    def _rest(self, frame: Any) -> list[Buffer]:
+        """What follows a frame that came, itself first; nothing of it is copied.
+
+        Raises: PeerError when it is more than anybody sends.
+        """
+        frames, size = [frame.buffer], 0
+        while frame.more:
+            frame = self.socket.recv(_NOBLOCK, copy=False)
+            size += len(frame.buffer)
+            if size <= wire.PAYLOAD_BYTES_MAX:
+                frames.append(frame.buffer)
+        if size > wire.PAYLOAD_BYTES_MAX:
+            raise PeerError("a message that is too large")
+        return frames
+
     def _look_again(self) -> None:
         if not self._reading and self._has_more():
             self._reading = True
@@ -100,12 +129,12 @@ class Listener(_Link):
         self,
         context: Any,
         pair: keys.KeyPair,
-        on_batch: Callable[[bytes, str, list[bytes]], None],
+        on_batch: Callable[[bytes, str, wire.Parts], None],
         on_lost: Callable[[bytes], None],
     ) -> None:
         super().__init__(context, zmq.ROUTER)
         self._on_batch, self._on_lost = on_batch, on_lost
-        self._out: dict[bytes, list[bytes]] = {}
+        self._out: dict[bytes, wire.Parts] = {}
         socket = self.socket
         socket.curve_server = 1
         socket.curve_publickey, socket.curve_secretkey = pair.public.encode(), pair.secret.encode()
@@ -131,7 +160,7 @@ class Listener(_Link):
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return int(endpoint.rsplit(":", 1)[1])
 
-    def send(self, peer: bytes, *parts: bytes) -> None:
+    def send(self, peer: bytes, *parts: Buffer) -> None:
         """Queue payloads, each after its session, until `flush`."""
         waiting = self._out.get(peer)
         if waiting is None:
@@ -144,9 +173,9 @@ class Listener(_Link):
         out, self._out = self._out, {}
         for peer, parts in out.items():
             try:
-                for message in wire.join(parts):
+                for frames in wire.join(parts):
                     self.socket.send(peer, _NOBLOCK | _SNDMORE)
-                    self.socket.send(message, _NOBLOCK)
+                    self._send(frames)
             except zmq.ZMQError:
                 # Not connected any more, or so far behind that it broke its credit: its session is over.
                 self._on_lost(peer)
@@ -156,12 +185,9 @@ class Listener(_Link):
         recv = self.socket.recv
         peer = recv(_NOBLOCK)
         frame = recv(_NOBLOCK, copy=False)
-        if frame.more:
-            while self.socket.getsockopt(zmq.RCVMORE):
-                recv(_NOBLOCK)
-            return
         try:
-            user, parts = frame.get("User-Id"), wire.split(frame.buffer)
+            frames = self._rest(frame)
+            user, parts = frame.get("User-Id"), wire.split(frames)
         except (zmq.ZMQError, PeerError):
             return
         self._on_batch(peer, str(user), parts)
@@ -180,13 +206,13 @@ class Dialer(_Link):
         endpoint: str,
         server: str,
         token: keys.Token,
-        on_batch: Callable[[list[bytes]], None],
+        on_batch: Callable[[wire.Parts], None],
         on_lost: Callable[[], None],
     ) -> None:
         super().__init__(context, zmq.DEALER)
         self.endpoint = endpoint
         self._on_batch, self._on_lost = on_batch, on_lost
-        self._out: list[bytes] = []
+        self._out: wire.Parts = []
         socket = self.socket
         socket.curve_serverkey = server.encode()
         socket.curve_publickey, socket.curve_secretkey = token.public.encode(), token.secret.encode()
@@ -203,7 +229,7 @@ class Dialer(_Link):
             zmq.utils.monitor.recv_monitor_message(self._monitor)
             self._on_lost()
 
-    def send(self, *parts: bytes) -> None:
+    def send(self, *parts: Buffer) -> None:
         """Queue payloads, each after its session, until `flush`."""
         self._out += parts
 
@@ -212,15 +238,15 @@ class Dialer(_Link):
             return
         out, self._out = self._out, []
         try:
-            for message in wire.join(out):
-                self.socket.send(message, _NOBLOCK)
+            for frames in wire.join(out):
+                self._send(frames)
         except zmq.ZMQError:
             self._on_lost()
         self._look_again()
 
     def _read(self) -> None:
         try:
-            parts = wire.split(self.socket.recv(_NOBLOCK))
+            parts = wire.split(self._rest(self.socket.recv(_NOBLOCK, copy=False)))
         except PeerError:
             return
         self._on_batch(parts)

@@ -1,8 +1,9 @@
 """Every message between master, foreman and worker.
 
-A ZeroMQ message is one frame, a batch: a msgpack array of byte strings, session and payload in turn. On a link that a
-worker opened the session is empty; a foreman puts the session it gave to the worker there, and passes payloads of
-workers on without opening them. A payload is one msgpack array: the tag, then the fields in order.
+A ZeroMQ message is a batch: a msgpack array of byte strings, session and payload in turn. On a link that a worker
+opened the session is empty; a foreman puts the session it gave to the worker there, and passes payloads of workers on
+without opening them. A payload is one msgpack array: the tag, then the fields in order. A large payload follows the
+batch as a frame of its own, which nobody copies on its way; where it belongs, the batch has nil.
 
 Only durations cross the wire, never moments: no clock of another host is ever compared. An attempt is named by
 (cluster, proc, attempt) everywhere; the attempt number is the fence.
@@ -10,8 +11,8 @@ Only durations cross the wire, never moments: no clock of another host is ever c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -25,12 +26,18 @@ PAYLOAD_BYTES_MAX = 4 << 20
 BATCH_PARTS_MAX = 20_000
 #: A batch of several payloads is not larger than this.
 BATCH_BYTES_MAX = 1 << 20
+#: A payload from this size on is a frame of its own.
+FRAME_BYTES_MIN = 64 << 10
 #: Bytes of a file that one message carries.
 CHUNK_BYTES = 256 << 10
 #: Instead of the size of a file: nobody has it any more; it cannot be had now, as a disk on the way is full.
 NOT_KEPT, NOT_NOW = -1, -2
 #: A file up to this size travels inside the message that names it.
 INLINE_BYTES_MAX = 32 << 10
+#: Content, where it is not copied needlessly.
+Buffer = bytes | memoryview
+#: Session (bytes) and payload (Buffer) in turn.
+Parts = list[Any]
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
@@ -193,7 +200,7 @@ class Assign(_Message, frozen=True):
     #: Empty, or one packed delta per proc.
     deltas: list[bytes] = []
     #: Small files that the deltas name, by digest.
-    inline: dict[str, bytes] = {}
+    inline: dict[str, memoryview] = {}
 
 
 class Renew(_Message, frozen=True):
@@ -302,7 +309,7 @@ def pack(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
-def unpack(payload: bytes) -> Message:
+def unpack(payload: Buffer) -> Message:
     """The message in a payload.
 
     Raises: PeerError when it is too large, or is not one.
@@ -315,37 +322,46 @@ def unpack(payload: bytes) -> Message:
         raise PeerError(f"not a message: {error}") from None
 
 
-_Parts = Annotated[list[Annotated[bytes, Meta(max_length=PAYLOAD_BYTES_MAX)]], Meta(max_length=BATCH_PARTS_MAX)]
-_parts_decoder: msgspec.msgpack.Decoder[list[bytes]] = msgspec.msgpack.Decoder(_Parts)
+_Part = Annotated[bytes, Meta(max_length=PAYLOAD_BYTES_MAX)] | None
+_Batch = Annotated[list[_Part], Meta(max_length=BATCH_PARTS_MAX)]
+_batch_decoder: msgspec.msgpack.Decoder[list[bytes | None]] = msgspec.msgpack.Decoder(_Batch)
 
 
-def join(parts: list[bytes]) -> Iterator[bytes]:
-    """The messages that carry these parts, session and payload in turn: one, unless they are many or large."""
+def join(parts: Parts) -> Iterator[list[Buffer]]:
+    """The messages (frames) that carry these parts, session and payload in turn: one, unless they are many or large."""
     if len(parts) <= BATCH_PARTS_MAX and sum(map(len, parts)) <= BATCH_BYTES_MAX:
-        yield _encoder.encode(parts)
+        yield _framed(parts)
         return
     start = size = 0
     for at in range(0, len(parts), 2):
         more = len(parts[at]) + len(parts[at + 1])
         if at > start and (size + more > BATCH_BYTES_MAX or at - start >= BATCH_PARTS_MAX):
-            yield _encoder.encode(parts[start:at])
+            yield _framed(parts[start:at])
             start, size = at, 0
         size += more
-    yield _encoder.encode(parts[start:])
+    yield _framed(parts[start:])
 
 
-def split(message: bytes | memoryview) -> list[bytes]:
+def _framed(parts: Parts) -> list[Buffer]:
+    large = [part for part in parts if len(part) >= FRAME_BYTES_MIN]
+    small = [None if len(part) >= FRAME_BYTES_MIN else part for part in parts] if large else parts
+    return [_encoder.encode(small), *large]
+
+
+def split(frames: Sequence[Buffer]) -> Parts:
     """The parts of a message, session and payload in turn.
 
     Raises: PeerError when it is not a batch, or something in it is too large.
     """
+    large = iter(frames[1:])
     try:
-        parts = _parts_decoder.decode(message)
-    except msgspec.MsgspecError as error:
+        parts = _batch_decoder.decode(frames[0])
+        found = [next(large) if part is None else part for part in parts] if len(frames) > 1 else parts
+    except (msgspec.MsgspecError, StopIteration) as error:
         raise PeerError(f"not a batch: {error}") from None
-    if len(parts) % 2:
-        raise PeerError("not a batch: a session without a payload")
-    return parts
+    if len(parts) % 2 or None in parts[::2] or parts.count(None) != len(frames) - 1:
+        raise PeerError("not a batch: a session without a payload, or a payload that is missing")
+    return found
 
 
 def checksum(token: Token) -> int:

@@ -23,14 +23,14 @@ BEATS_WAIT_S = 0.05
 class FromAbove(Event, frozen=True):
     """What the master says: session and payload in turn; an empty session is the foreman itself."""
 
-    parts: list[bytes]
+    parts: wire.Parts
 
 
 class FromBelow(Event, frozen=True):
     """What a worker says."""
 
     session: bytes
-    payloads: list[bytes]
+    payloads: list[wire.Buffer]
 
 
 class SessionLost(Event, frozen=True):
@@ -54,14 +54,14 @@ class Tick(Event, frozen=True):
 class Up(Action, frozen=True):
     """Send to the master; session and payload in turn."""
 
-    parts: list[bytes]
+    parts: wire.Parts
 
 
 class Down(Action, frozen=True):
     """Send to a worker; an empty session and a payload in turn."""
 
     session: bytes
-    parts: list[bytes]
+    parts: wire.Parts
 
 
 class Allow(Action, frozen=True):
@@ -113,7 +113,7 @@ class ForemanCore(Core):
         self.sessions: dict[bytes, float] = {}
         self._told: dict[bytes, set[int]] = {}
         #: Packed `Describe` by cluster.
-        self._descriptions: dict[int, bytes] = {}
+        self._descriptions: dict[int, wire.Buffer] = {}
         self.welcomed = False
         self.draining = False
         self._seq = 0
@@ -126,7 +126,7 @@ class ForemanCore(Core):
         self._drain_said_at = float("-inf")
         self._actions: list[Any] = []
         #: What goes up next, session and payload in turn, and when.
-        self._out: list[bytes] = []
+        self._out: wire.Parts = []
         self._out_at = float("inf")
 
     def react(self, event: Event, now: Now) -> None:
@@ -169,7 +169,7 @@ class ForemanCore(Core):
             self._out += (session, payload)
             self._out_at = min(self._out_at, now.boot + (BEATS_WAIT_S if payload[1:6] == _BEAT else 0.0))
 
-    def _get(self, session: bytes, payload: bytes) -> None:
+    def _get(self, session: bytes, payload: wire.Buffer) -> None:
         try:
             message = wire.unpack(payload)
         except PeerError as error:
@@ -180,7 +180,7 @@ class ForemanCore(Core):
 
     def _from_above(self, event: FromAbove, now: Now) -> None:
         self._heard_at = now.boot
-        down: dict[bytes, list[bytes]] = {}
+        down: dict[bytes, wire.Parts] = {}
         for session, payload in zip(event.parts[::2], event.parts[1::2], strict=True):
             if not session:
                 self._for_me(wire.unpack(payload), payload, now)
@@ -200,7 +200,7 @@ class ForemanCore(Core):
             parts += (b"", payload)
         self._actions += [Down(session, parts) for session, parts in down.items()]
 
-    def _for_me(self, message: wire.Message, payload: bytes, now: Now) -> None:
+    def _for_me(self, message: wire.Message, payload: wire.Buffer, now: Now) -> None:
         if isinstance(message, wire.ForemanWelcome):
             if not self.welcomed:
                 self._actions.append(Tell("welcomed by the master", {"keys": len(message.keys)}))

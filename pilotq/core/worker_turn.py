@@ -71,7 +71,7 @@ class Stage(Action, frozen=True):
     body: bytes
     deltas: list[bytes]
     #: Small files that came with them, by digest.
-    inline: dict[str, bytes] = {}  # noqa: RUF012 never changed
+    inline: dict[str, memoryview] = {}  # noqa: RUF012 never changed
 
 
 class Launch(Action, frozen=True):

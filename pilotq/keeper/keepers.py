@@ -9,14 +9,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pilotq
 from pilotq.errors import UnavailableError
 from pilotq.keeper import talk
 from pilotq.model import Ended, Outcome
 from pilotq.sandbox import marks
-from pilotq.wire import Token
+from pilotq.wire import Buffer, Token
 
 START_S = 30.0
 #: A keeper that dies again and again is started more and more slowly.
@@ -103,7 +103,7 @@ class Keepers:
         env: dict[str, str],
         machine_ad: str,
         after: Token | None = None,
-        inline: dict[str, bytes] | None = None,
+        inline: Mapping[str, Buffer] | None = None,
     ) -> None:
         """Run an attempt in a keeper, at once or when the one before it in its slot is over.
 

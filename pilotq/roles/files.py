@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from pilotq.errors import PeerError
 from pilotq.model import FileRef
 from pilotq.mover import BlobStore, Cache, Fetcher
 from pilotq.mover.pieces import is_digest
+from pilotq.wire import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def assignments(blobs: BlobStore, action: t.SendAssign, deltas: list[bytes]) -> 
         procs, attempts = action.procs[start:end], action.attempts[start:end]
         return wire.pack(wire.Assign(action.cluster, procs, attempts, deltas[start:end], inline))
 
-    inline: dict[str, bytes] = {}
+    inline: dict[str, memoryview] = {}
     start = size = 0
     for at, delta in enumerate(deltas):
         own = _small_files(blobs, delta)
@@ -59,7 +60,7 @@ def assignments(blobs: BlobStore, action: t.SendAssign, deltas: list[bytes]) -> 
         yield pack(start, len(deltas))
 
 
-def _small_files(blobs: BlobStore, delta: bytes) -> dict[str, bytes]:
+def _small_files(blobs: BlobStore, delta: bytes) -> dict[str, memoryview]:
     if b"files" not in delta:
         return {}
     room, wanted = TASK_INLINE_BYTES_MAX, []
@@ -68,7 +69,7 @@ def _small_files(blobs: BlobStore, delta: bytes) -> dict[str, bytes]:
             wanted.append(file.digest)
             room -= file.size_bytes
     # What is not found is asked for, and then it is said why it cannot be had.
-    return blobs.read_small(wanted)
+    return {digest: memoryview(data) for digest, data in blobs.read_small(wanted).items()}
 
 
 class Stager:
@@ -89,7 +90,7 @@ class Stager:
         self._waiting_for: dict[str, dict[wire.Token, None]] = {}
         #: All attempts that have not ended: what they need from the cache, and what came with them.
         self._needed: dict[wire.Token, list[str]] = {}
-        self._inline: dict[wire.Token, dict[str, bytes]] = {}
+        self._inline: dict[wire.Token, dict[str, Buffer]] = {}
 
     def keep(self, inline: dict[str, bytes]) -> None:
         """Small files that came with a description; what the disk does not take is fetched when it is needed."""
@@ -102,7 +103,7 @@ class Stager:
                 log.warning("a file cannot be kept", extra={"facts": {"reason": str(error)}})
 
     def stage(
-        self, tokens: list[wire.Token], body: bytes, deltas: list[bytes], inline: dict[str, bytes] | None = None
+        self, tokens: list[wire.Token], body: bytes, deltas: list[bytes], inline: Mapping[str, Buffer] | None = None
     ) -> None:
         """Bring what attempts of one cluster need; `inline` came with them."""
         sent = _undamaged(inline or {})
@@ -130,7 +131,7 @@ class Stager:
             self._on_ready(ready, "", False)
         self._pump()
 
-    def inline(self, token: wire.Token) -> dict[str, bytes] | None:
+    def inline(self, token: wire.Token) -> dict[str, Buffer] | None:
         """Files of an attempt that are not in the cache, by digest."""
         return self._inline.get(token)
 
@@ -169,7 +170,7 @@ class Stager:
             self._ask(message)
 
 
-def _undamaged(inline: dict[str, bytes]) -> dict[str, bytes]:
+def _undamaged(inline: Mapping[str, Buffer]) -> Mapping[str, Buffer]:
     found = {digest: data for digest, data in inline.items() if hashlib.sha256(data).hexdigest() == digest}
     if len(found) < len(inline):
         # They are asked for.

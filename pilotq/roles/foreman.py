@@ -99,11 +99,11 @@ class Foreman:
         if self.up is not None:
             self.up.close()
 
-    def _from_below(self, peer: bytes, user: str, parts: list[bytes]) -> None:
+    def _from_below(self, peer: bytes, user: str, parts: wire.Parts) -> None:
         if not any(parts[::2]):
             self.engine.put(f.FromBelow(peer, parts[1::2]))
 
-    def _from_above(self, parts: list[bytes]) -> None:
+    def _from_above(self, parts: wire.Parts) -> None:
         self.engine.put(f.FromAbove(parts))
 
     def _up(self, message: wire.Message) -> None:

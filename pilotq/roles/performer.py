@@ -53,7 +53,7 @@ class Performer:
         self._descriptions: dict[int, bytes] = {}
         self._templates: dict[int, Template] = {}
 
-    def on_batch(self, peer: bytes, user: str, frames: list[bytes]) -> None:
+    def on_batch(self, peer: bytes, user: str, frames: wire.Parts) -> None:
         role, _, name = user.partition(":")
         for session, payload in zip(frames[::2], frames[1::2], strict=True):
             route = t.Route(peer, session)

@@ -168,7 +168,7 @@ class Simulated:
         while True:
             while socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
                 self.report.messages += 1
-                for payload in wire.split(socket.recv(zmq.NOBLOCK))[1::2]:
+                for payload in wire.split(socket.recv_multipart(zmq.NOBLOCK))[1::2]:
                     message = wire.unpack(payload)
                     reaction = reactions.get(type(message))
                     if reaction is not None:
@@ -184,10 +184,10 @@ class Simulated:
         if not self._out:
             return False
         out, self._out = self._out, []
-        parts = [b""] * (2 * len(out))
+        parts: wire.Parts = [b""] * (2 * len(out))
         parts[1::2] = out
-        for batch in wire.join(parts):
-            self._sockets[worker].send(batch, zmq.NOBLOCK)
+        for frames in wire.join(parts):
+            self._sockets[worker].send_multipart(frames, zmq.NOBLOCK)
             self.report.messages += 1
         return True
 

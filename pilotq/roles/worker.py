@@ -140,7 +140,7 @@ class Worker:
         self.up.start()
         self.stager.ask_again()
 
-    def _on_batch(self, link: int, frames: list[bytes]) -> None:
+    def _on_batch(self, link: int, frames: wire.Parts) -> None:
         for payload in frames[1::2]:
             try:
                 message = wire.unpack(payload)

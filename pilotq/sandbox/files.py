@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 from pilotq.model import STDERR, STDOUT, Description, FileRef, OutputFile
-from pilotq.wire import INLINE_BYTES_MAX
+from pilotq.wire import INLINE_BYTES_MAX, Buffer
 
 STDOUT_FILE = "_condor_stdout"
 STDERR_FILE = "_condor_stderr"
@@ -44,8 +44,6 @@ _NO_REFLINK = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSU
 #: What tells a changed file: moments of change of its content, and of anything; then mode, inode, device, links, owner,
 #: group, size.
 Print = tuple[int, ...]
-#: Content of a file in memory.
-Buffer = bytes | memoryview
 T = TypeVar("T")
 
 

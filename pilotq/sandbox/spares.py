@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pilotq.model import FileRef
-from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Buffer, Print, print_of, rewrite
+from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Print, print_of, rewrite
+from pilotq.wire import Buffer
 
 #: Kept at a time, and the size of what may be kept: files and bytes of one.
 SPARES_MAX = 8

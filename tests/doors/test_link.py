@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
@@ -107,7 +109,7 @@ async def test_no_key_gets_nothing(server: Server) -> None:
     socket = new_socket(server.context, zmq.DEALER)
     try:
         socket.connect(f"tcp://127.0.0.1:{server.port}")
-        socket.send(next(wire.join([b"", b"let me in"])))
+        socket.send_multipart(next(wire.join([b"", b"let me in"])))
         await prove_closed(server.context, server.port, server.pair.public)
         assert not server.got
     finally:
@@ -206,9 +208,53 @@ def test_a_large_batch_is_several_messages_in_order() -> None:
     parts = [part for payload in payloads for part in (b"s", payload)]
     messages = list(wire.join(parts))
     assert len(messages) > 3
-    assert all(len(message) <= wire.PAYLOAD_BYTES_MAX for message in messages)
-    assert [part for message in messages for part in wire.split(message)] == parts
+    assert all(sum(map(len, frames)) <= wire.PAYLOAD_BYTES_MAX for frames in messages)
+    assert [part for frames in messages for part in wire.split(frames)] == parts
     assert len(list(wire.join(parts[:2]))) == 1
+
+
+LARGE = bytes(wire.FRAME_BYTES_MIN)
+
+
+def test_a_large_payload_is_a_frame_of_its_own() -> None:
+    (frames,) = wire.join([b"s", LARGE, b"", b"small", b"t", LARGE + b"x"])
+    assert [len(frame) for frame in frames[1:]] == [len(LARGE), len(LARGE) + 1] and len(frames[0]) < 30
+    assert frames[1] is LARGE, "nobody copies it"
+    assert wire.split(frames) == [b"s", LARGE, b"", b"small", b"t", LARGE + b"x"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "large"),
+    [([b"", None], 0), ([b"", None], 2), ([None, b"x"], 1), ([b"", b"x"], 1), ([b"", None, b"", None], 1)],
+)
+def test_frames_that_do_not_fit_their_batch(parts: list[bytes | None], large: int) -> None:
+    with pytest.raises(PeerError):
+        wire.split([msgspec.msgpack.encode(parts), *[LARGE] * large])
+
+
+async def test_large_payloads_are_passed_on_as_they_came(server: Server) -> None:
+    """From a dialer to the listener and back, between small ones; then what no batch names, and too much of it."""
+    server.start()
+    back: list[Any] = []
+    answered = asyncio.Event()
+
+    def on_batch(parts: list[Any]) -> None:
+        back.extend(parts)
+        answered.set()
+
+    dialer = server.dial(server.token, on_batch, lambda: None)
+    sent = [b"s", b"small", b"", os.urandom(300_000), b"t", os.urandom(wire.FRAME_BYTES_MIN), b"", b"last"]
+    for frames in ([b"\x92\xc4\x00\xc0", LARGE, LARGE], [b"\x92\xc4\x00\xc0", *[LARGE] * 70]):
+        dialer.socket.send_multipart(frames)
+    dialer.send(*sent)
+    dialer.flush()
+    await asyncio.wait_for(server.came.wait(), 5)
+    ((peer, _, parts),) = server.got
+    assert parts == sent
+    server.listener.send(peer, *parts)
+    server.listener.flush()
+    await asyncio.wait_for(answered.wait(), 5)
+    assert back == sent
 
 
 @pytest.mark.parametrize(
@@ -224,7 +270,7 @@ def test_a_large_batch_is_several_messages_in_order() -> None:
 )
 async def test_rubbish_of_a_known_peer_is_dropped(server: Server, message: bytes) -> None:
     with pytest.raises(PeerError):
-        wire.split(message)
+        wire.split([message])
     server.start()
     dialer = server.dial(server.token, lambda parts: None, lambda: None)
     if len(message) < wire.PAYLOAD_BYTES_MAX:
