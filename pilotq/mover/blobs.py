@@ -9,13 +9,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator, Collection, Container
 from pathlib import Path
 
 from pilotq.errors import UnavailableError, UserError
 from pilotq.mover.pieces import checked, is_digest, piece, sync_path, write_all
 from pilotq.mover.small import SmallFiles
-from pilotq.wire import INLINE_BYTES_MAX, NOT_KEPT, NOT_NOW
+from pilotq.wire import INLINE_BYTES_MAX, NOT_KEPT, NOT_NOW, Buffer
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class BlobStore:
             log.warning("kept files cannot be read", extra={"facts": {"reason": str(error)}})
             return NOT_NOW, b""
         start = max(0, offset)
-        return (NOT_KEPT, b"") if data is None else (len(data), data[start : start + max(0, length)])
+        return (NOT_KEPT, b"") if data is None else (len(data), bytes(data[start : start + max(0, length)]))
 
-    def read_small(self, digests: list[str]) -> dict[str, bytes]:
+    def read_small(self, digests: Collection[str]) -> dict[str, Buffer]:
         """Those of these files that were kept by `put_small`, or were small and kept by `put`; by digest."""
         try:
             found = self._small.get(digests)

@@ -160,10 +160,31 @@ async def test_the_sweep_takes_small_files_too(tmp_path: Path) -> None:
     words = [b"kept", b"old", b"young", b"again"]
     kept, old, young, again = [name for name, _ in await blobs.put_small(words)]
     with blobs._small._writer.transaction() as db:
-        db.execute("update small set kept_at = 1000 where data <> ?", (b"young",))
+        db.execute("update small set kept_at = 1000 where digest <> ?", (bytes.fromhex(young),))
     await blobs.put_small([b"again"])
     assert blobs.sweep({kept}, 3600) == 1
     assert [blobs.has(name) for name in (kept, old, young, again)] == [True, False, True, True]
+
+
+async def test_a_pack_goes_with_the_last_of_its_files(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path)
+    files = [os.urandom(30_000) for _ in range(10)]
+    kept = [name for name, _ in await blobs.put_small(files)]
+
+    def packs() -> list[int]:
+        with blobs._small._reader.open() as db:
+            return [size for (size,) in db.execute("select length(data) from pack order by id")]
+
+    assert packs() == [120_000, 120_000, 60_000]
+    await blobs.put_small([*files, b"one more"])
+    assert packs() == [120_000, 120_000, 60_000, 8], "what is kept is not kept twice"
+    assert blobs.read_small(kept[::-1]) == dict(zip(kept, files, strict=True))
+    assert blobs.sweep({kept[3], kept[9]}, -1) == 9
+    assert packs() == [120_000, 60_000]
+    assert blobs.read_small(kept) == {kept[3]: files[3], kept[9]: files[9]}
+    assert blobs.sweep((), -1) == 2 and packs() == []
+    assert [name for name, _ in await blobs.put_small(files)] == kept
+    assert blobs.read_small(kept) == dict(zip(kept, files, strict=True))
 
 
 def test_many_small_files_cost_few_syncs(tmp_path: Path) -> None:
@@ -204,7 +225,7 @@ async def test_small_files_that_cannot_be_read_now_are_not_said_to_be_gone(tmp_p
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small file system")
     yield disk
@@ -214,7 +235,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_a_full_disk_is_one_clear_line_and_leaves_nothing(small_disk: Path) -> None:
     blobs = BlobStore(small_disk / "blobs")
     with pytest.raises(UnavailableError, match="No space left"):
-        await blobs.put(stream(*[bytes(50_000)] * 10))
+        await blobs.put(stream(*[bytes(50_000)] * 20))
     assert names(small_disk) == []
     assert (await blobs.put(stream(b"small")))[1] == 5
     with pytest.raises(UnavailableError, match="files cannot be kept"):
