@@ -28,7 +28,7 @@ QUEUE_MAX = 50_000
 _EVENTS, _POLLIN, _NOBLOCK, _SNDMORE = (int(one) for one in (zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK, zmq.SNDMORE))
 
 
-def _uncopied(frame: Buffer) -> Any:
+def _whole(frame: Buffer) -> Any:
     """What came as a whole frame is passed on as that."""
     whole: Any = frame.obj if isinstance(frame, memoryview) else None
     return whole if isinstance(whole, zmq.Frame) and len(whole) == len(frame) else frame
@@ -78,10 +78,10 @@ class _Link:
 
     def _send(self, frames: list[Buffer]) -> None:
         """Raises: zmq.ZMQError when it cannot be sent now."""
-        send = self.socket.send
-        for frame in frames[:-1]:
-            send(_uncopied(frame), _NOBLOCK | _SNDMORE)
-        send(_uncopied(frames[-1]), _NOBLOCK)
+        send, last = self.socket.send, len(frames) - 1
+        for n, frame in enumerate(frames):
+            more = _SNDMORE if n < last else 0
+            send(_whole(frame), _NOBLOCK | more, copy=len(frame) < wire.FRAME_BYTES_MIN)
 
     def _rest(self, frame: Any) -> list[Buffer]:
         """What follows a frame that came, itself first; nothing of it is copied.

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ class SmallFiles:
             raise UnavailableError(f"{self._path} cannot be swept: {error}") from None
         return len(gone)
 
-    def _delete(self, statement: str, rows: list[tuple[object, ...]]) -> None:
+    def _delete(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         for start in range(0, len(rows), _SWEPT_AT_ONCE):
             with self._writer.transaction() as db:
                 db.executemany(statement, rows[start : start + _SWEPT_AT_ONCE])
