@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pilotq
 from pilotq.errors import UnavailableError
@@ -103,7 +103,7 @@ class Keepers:
         env: dict[str, str],
         machine_ad: str,
         after: Token | None = None,
-        inline: Mapping[str, Buffer] | None = None,
+        inline: dict[str, Buffer] | None = None,
     ) -> None:
         """Run an attempt in a keeper, at once or when the one before it in its slot is over.
 

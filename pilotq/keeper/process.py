@@ -185,6 +185,7 @@ class Keeper:
         attempt.filling = recipe.filling(d, launch.machine_ad)
         attempt.set_environment(common, self._family.add(attempt))
         if self._scratch.reuse(attempt) or (yield from self._scratch.furnish(attempt)):
+            launch.inline.clear()
             self._start(attempt, Stage.PRE if d.pre else Stage.PAYLOAD)
         else:
             self._clear(attempt)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -43,7 +42,7 @@ class Launch(_Message, frozen=True):
     #: Start when that attempt is over; at once when it is not here (any more).
     after: Token | None = None
     #: Files that are not in the cache, by digest.
-    inline: Mapping[str, Any] = {}
+    inline: dict[str, Any] = {}
 
 
 class End(_Message, frozen=True):

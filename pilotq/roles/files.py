@@ -135,6 +135,10 @@ class Stager:
         """Files of an attempt that are not in the cache, by digest."""
         return self._inline.get(token)
 
+    def started(self, token: wire.Token) -> None:
+        """Its files are in its sandbox: they are held in memory no longer."""
+        self._inline.pop(token, None)
+
     def forget(self, token: wire.Token) -> None:
         """It needs nothing any more."""
         for digest in self._waiting.pop(token, ()):

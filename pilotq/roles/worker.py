@@ -158,6 +158,7 @@ class Worker:
                 self.stager.forget(event.token)
             elif isinstance(event, talk.Launched):
                 started.append(event.token)
+                self.stager.started(event.token)
             else:
                 returned.append(event.token)
         self.engine.put(w.FromKeepers(started, ended, returned))

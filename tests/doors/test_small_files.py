@@ -96,8 +96,9 @@ def test_they_reach_the_sandbox_without_the_cache(tmp_path: Path) -> None:
         exhaust(stage(str(sandbox), str(tmp_path / "cache"), refs, ["own"], stager.inline(token) or {}))
         assert (sandbox / "own").read_bytes() == data and (sandbox / "sub" / "more").read_bytes() == b"zero"
         assert (sandbox / "own").stat().st_mode & 0o777 == 0o755
-        stager.forget(token)
+        stager.started(token)
         assert stager.inline(token) is None
+        stager.forget(token)
 
 
 def test_a_worker_of_many_files_asks_for_each_once_and_forgets_who_left(tmp_path: Path) -> None:
