@@ -220,7 +220,7 @@ REASONS: dict[tuple[int, str], str] = {
         "The query process is another one and gives way, but the two cores are the same."
     ),
     (10, "small files, what they add to the run"): (
-        "Of about 90 us of CPU for a file of 10 KB, its two hops (encryption and TCP) take 30 to 40, its digest 8, "
+        "Of about 100 us of CPU for a file of 10 KB, its two hops (encryption and TCP) take 30 to 40, its digest 8, "
         "SQLite 5, writing it 6; `cp` takes 16 to 25 for the whole of it."
     ),
 }
