@@ -44,7 +44,7 @@ def _show(client: Client, options: argparse.Namespace) -> int:
     hosts = {one["host"] for one in found} | {options.name}
     nodes = [one for one in status["nodes"] if one["host"] in hosts]
     if not found and not nodes:
-        raise UserError(f"there is no worker {options.name}", "`pilotq worker list` names them")
+        raise UserError(f"there is no worker {options.name}", "`pilotq worker list` names them", exit_code=3)
     if options.json:
         print(json.dumps({"workers": found, "nodes": nodes}))
         return 0
