@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pilotq.cli.context import make_directories, read_facts, read_settings
-from pilotq.client import Client
 from pilotq.config import Settings
-from pilotq.errors import UserError
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -29,17 +27,7 @@ def foreman(options: argparse.Namespace) -> int:
 
 
 def worker(options: argparse.Namespace) -> int:
-    if options.verb:
-        return _tell_worker(options)
     from pilotq.roles.worker import main
 
     settings = _settings(options)
     return main(settings, read_facts(settings.worker_workdir))
-
-
-def _tell_worker(options: argparse.Namespace) -> int:
-    if not options.name:
-        raise UserError(f"pilotq worker {options.verb} needs the name of a worker", "`pilotq status` names them")
-    client = Client(read_settings(options.overrides).home)
-    client.post("/v1/worker", {"worker": options.name, "verb": options.verb})
-    return 0

@@ -62,7 +62,9 @@ def _argument(*names: str, **words: Any) -> tuple[tuple[str, ...], dict[str, Any
 _FOREMEN = _argument("--foremen", type=_count, metavar="N", help="foremen to start (default: foreman.count)")
 _SLOTS = _argument("--slots", type=_slots, metavar="N", help="cores of the worker, 1 or more (default: the CPUs)")
 _JSON = _argument("--json", action="store_true", help="one JSON document")
-_WORKER_VERB = _argument("verb", nargs="?", choices=["drain", "forget"], help="say this to the master instead")
+_WORKER_VERB = _argument(
+    "verb", nargs="?", choices=["list", "show", "drain", "forget", "resume"], help="ask or tell the master instead"
+)
 _WORKER_NAME = _argument("name", nargs="?", help="which worker the verb is about")
 _OUT = _argument("--out", metavar="FILE", help="copy the token to this file, mode 0600")
 
@@ -89,7 +91,9 @@ COMMANDS: dict[str, Command] = {
     "master": Command("be the master, in the foreground", "daemons:master"),
     "foreman": Command("be a foreman, in the foreground", "daemons:foreman"),
     "worker": Command(
-        "be a worker, in the foreground; or `worker drain|forget NAME`", "daemons:worker", (_WORKER_VERB, _WORKER_NAME)
+        "be a worker, in the foreground; or `worker list`, `worker show|drain|forget|resume NAME`",
+        "workers:main",
+        (_WORKER_VERB, _WORKER_NAME, _JSON),
     ),
     "token": Command(
         "keys for foremen and workers on other hosts",

@@ -64,23 +64,26 @@ def _print(status: dict[str, Any], processes: list[dict[str, Any]]) -> None:
         print("tasks     " + ", ".join(f"{tasks.get(state, 0):,} {state}" for state in STATES))
         slots = status.get("slots", {})
         print(f"slots     {slots.get('open', 0):,} open, {slots.get('busy', 0):,} busy, {slots.get('free', 0):,} free")
-        rows = [("worker", "host", "via", "slots", "busy", "state", "contact")]
-        for one in status.get("workers", []):
-            via = str(one.get("foreman") or "master")
-            contact = f"{one.get('contact_s', 0):.0f} s"
-            cells = (one.get("name"), one.get("host"), via, one.get("cpus"), one.get("busy"), one.get("state"), contact)
-            rows.append(tuple(str(cell) for cell in cells))  # type: ignore[arg-type]
-        _table(rows)
-        _table(
+        table(worker_rows(status.get("workers", [])))
+        table(
             [("foreman", "pid", "workers", "state")]
             + [(str(f["name"]), str(f["pid"]), str(f["workers"]), str(f["state"])) for f in status.get("foremen", [])]
         )
-    _table(
-        [("process", "pid", "state")] + [(str(one["name"]), str(one["pid"]), str(one["state"])) for one in processes]
-    )
+    table([("process", "pid", "state")] + [(str(one["name"]), str(one["pid"]), str(one["state"])) for one in processes])
 
 
-def _table(rows: list[Any]) -> None:
+def worker_rows(workers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A heading and a line for each worker."""
+    rows: list[tuple[str, ...]] = [("worker", "host", "via", "slots", "busy", "state", "contact")]
+    for one in workers:
+        via = str(one.get("foreman") or "master")
+        contact = f"{one.get('contact_s', 0):.0f} s"
+        cells = (one.get("name"), one.get("host"), via, one.get("cpus"), one.get("busy"), one.get("state"), contact)
+        rows.append(tuple(str(cell) for cell in cells))
+    return rows
+
+
+def table(rows: list[Any]) -> None:
     """Columns as wide as they must be; nothing when there is only the heading."""
     if len(rows) < 2:
         return

@@ -11,6 +11,7 @@ from typing import Any
 
 from pilotq import wire
 from pilotq.core import turn as t
+from pilotq.core.health import Health
 from pilotq.core.match import Matcher
 from pilotq.core.peers import Peers
 from pilotq.core.policy import Policy
@@ -55,7 +56,8 @@ class MasterCore(t.Core):
         self.limits = limits
         self.queue = queue or Queue()
         self.peers = Peers()
-        self.matcher = Matcher(limits.contact_lost_s)
+        self.health = Health(self.peers)
+        self.matcher = Matcher(limits.contact_lost_s, self.peers, self.health)
         self.draining = False
         self.stopped = False
         self._woken = self.queue.next_note
@@ -88,6 +90,7 @@ class MasterCore(t.Core):
         self._reactions[type(event)](event, now)
 
     def settle(self, now: Now) -> Turn:
+        self._heed_health(now)
         self._match(now)
         return self._turn(now)
 
@@ -253,8 +256,25 @@ class MasterCore(t.Core):
         if now.boot >= self._next_check_at:
             self._next_check_at = now.boot + 1.0
             self.sessions.on_time(now)
+            self._make_hungry(self.health.on_time(self.queue.clusters, now))
 
     # ---- inside
+
+    def _heed_health(self, now: Now) -> None:
+        """Nodes that were suspended give back what they have not started; those that are well again take tasks."""
+        health = self.health
+        for host, text in health.news:
+            self.actions.append(t.Tell(text, {"node": host}))
+        for host in health.new_suspended:
+            for worker in health.workers_on(host):
+                self.sessions.call_back(worker, now)
+        self._make_hungry(health.well_again)
+        health.news, health.new_suspended, health.well_again = [], [], []
+
+    def _make_hungry(self, hosts: list[str]) -> None:
+        for host in hosts:
+            for worker in self.health.workers_on(host):
+                self.matcher.hungry[worker.name] = None
 
     def _take_back(self, now: Now) -> None:
         """After a restart: every assigned task counts as just renewed, on the worker the store names."""
@@ -274,8 +294,9 @@ class MasterCore(t.Core):
     def _match(self, now: Now) -> None:
         """Give idle tasks to workers with room."""
         queue = self.queue
-        for worker, cluster, procs in self.matcher.match(queue.ready, queue.clusters, self.peers, now.boot):
+        for worker, cluster, procs in self.matcher.match(queue.ready, queue.clusters, now):
             assert worker.route is not None
+            self.health.on_try(worker.host, (cluster.id, procs[0]), now)
             numbers = queue.assign(cluster, procs, worker.name, worker.host, now.wall)
             worker.hold(cluster.id, procs, numbers, cluster.needs)
             worker.told_at = now.boot
@@ -295,6 +316,7 @@ class MasterCore(t.Core):
             self._woken = queue.next_note
             actions.append(t.WakeScribe(queue.next_note - 1))
         for number in queue.gone:
+            self.health.forget_group(number)
             actions.append(t.ClusterGone(number))
             for peer, told in self.peers.told.items():
                 if number in told:

@@ -159,8 +159,13 @@ class Queue:
         for proc in procs if cluster.has_log else ():
             self._log(EXECUTING, cluster, proc, wall)
 
-    def requeue(self, cluster: Cluster, proc: int, wall: float, end: Ended, *, charged: bool = False) -> None:
-        """Its attempt is over without a completion: idle again."""
+    def requeue(
+        self, cluster: Cluster, proc: int, wall: float, end: Ended, *, lost: bool = False, charged: bool = False
+    ) -> None:
+        """Its attempt is over without a completion: idle again.
+
+        `lost` while it ran, perhaps by its own doing; `charged` when it was surely.
+        """
         state, facts = cluster.state(proc), cluster.facts_of(proc)
         was_started = state in (State.RUNNING, State.SUSPENDED)
         usage = end.usage
@@ -174,8 +179,8 @@ class Queue:
             reason=end.reason,
             worker="",
             wall_s=facts.wall_s + usage.wall_s,
-            losses=facts.losses + (1 if charged else 0),
-            lost_on=(*facts.lost_on, facts.host)[-8:] if charged else facts.lost_on,
+            losses=max(facts.losses, len(facts.lost_on)) + 1 if charged else facts.losses,
+            lost_on=(*facts.lost_on, facts.host)[-8:] if lost else facts.lost_on,
         )
         if was_started:
             self._log(EVICTED, cluster, proc, wall)

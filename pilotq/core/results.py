@@ -85,9 +85,20 @@ class Results:
                 other_ends.append(end)
         if plain:
             procs = list(plain)
+            self._note_health(worker, cluster, plain, now)
             worker.drop_all(number, procs, [token.attempt for token, _ in plain.values()])
             self._master.queue.complete_all(cluster, procs, [end for _, end in plain.values()], now.wall)
         return other_tokens, other_ends
+
+    def _note_health(
+        self, worker: Worker, cluster: Cluster, plain: dict[int, tuple[wire.Token, Ended]], now: Now
+    ) -> None:
+        health = self._master.health
+        bad = [(proc, end) for proc, (_, end) in plain.items() if end.outcome]
+        if len(bad) < len(plain):
+            health.on_good(worker.host, cluster, len(plain) - len(bad), now)
+        for proc, end in bad:
+            health.on_end(worker.host, cluster, proc, end, now)
 
     def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
         """Take one result; True when the worker may forget it."""
@@ -109,6 +120,7 @@ class Results:
             return False
         if (token.attempt < current or state == State.IDLE) and end.outcome not in ENDING:
             return True
+        self._master.health.on_end(worker.host, cluster, token.proc, end, now)
         if end.outcome in ENDING and any(output.data is None for output in end.outputs):
             self._collect(worker, token, end)
             return False
@@ -151,13 +163,15 @@ class Results:
         if end.outcome in ENDING:
             self._completed(cluster, token, end, now, still_runs)
         elif _is_nodes_trouble(end):
-            self._lost(cluster, proc, end, now, charged=end.outcome == Outcome.DISK)
+            is_charged = end.outcome == Outcome.DISK
+            self._lost(cluster, proc, end, now, lost=is_charged, charged=is_charged)
         elif end.outcome in _HOLDS:
             queue.ended_attempt(cluster, proc, end)
             code = _HOLDS[end.outcome]
             queue.hold(cluster, proc, now.wall, code, end.code, end.reason or end.outcome.name.lower())
         else:
-            self._lost(cluster, proc, end, now, charged=end.outcome == Outcome.LOST)
+            is_charged = end.outcome == Outcome.LOST and cluster.state(proc) in (State.RUNNING, State.SUSPENDED)
+            self._lost(cluster, proc, end, now, lost=is_charged, charged=is_charged)
 
     def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now, still_runs: bool) -> None:
         queue, policy, proc = self._master.queue, self._master.policy, token.proc
@@ -179,11 +193,12 @@ class Results:
         if cluster.state(proc) == State.DONE:
             policy.leave_or_stay(cluster, proc, now)
 
-    def _lost(self, cluster: Cluster, proc: int, end: Ended, now: Now, *, charged: bool) -> None:
+    def _lost(
+        self, cluster: Cluster, proc: int, end: Ended, now: Now, *, lost: bool = False, charged: bool = False
+    ) -> None:
         """Idle again, or held when it was lost too often."""
         queue = self._master.queue
-        was_running = cluster.state(proc) in (State.RUNNING, State.SUSPENDED)
-        queue.requeue(cluster, proc, now.wall, end, charged=charged and (was_running or end.outcome == Outcome.DISK))
+        queue.requeue(cluster, proc, now.wall, end, lost=lost, charged=charged)
         facts = cluster.facts_of(proc)
         if facts.losses >= self._master.limits.max_losses and len(set(facts.lost_on)) >= 2:
             nodes = ", ".join(sorted(set(facts.lost_on)))
@@ -191,7 +206,14 @@ class Results:
             queue.hold(cluster, proc, now.wall, HoldCode.LOST, 0, reason)
 
     def lose(self, worker: Worker, tasks: list[tuple[int, int]], reason: str, now: Now) -> None:
-        """These attempts of a worker are gone without a result."""
+        """These attempts of a worker are gone without a result.
+
+        Perhaps one of those that ran has killed it: the one that was lost most often before is charged. Where several
+        were lost as often, none is: each remembers it, until one of them is lost alone or more often than the others.
+        """
+        running = self._running(tasks, worker)
+        most = max(running.values(), default=0)
+        suspects = [task for task, losses in running.items() if losses == most]
         for task in tasks:
             number = worker.drop(task)
             token = wire.Token(task[0], task[1], max(number, 1))
@@ -201,4 +223,21 @@ class Results:
             cluster = self._master.queue.clusters.get(task[0])
             if cluster is None or cluster.attempts[task[1]] != number or cluster.state(task[1]) not in ON_WORKER:
                 continue
-            self._lost(cluster, task[1], Ended(Outcome.LOST, reason=reason), now, charged=True)
+            end = Ended(Outcome.LOST, reason=reason)
+            self._lost(cluster, task[1], end, now, lost=task in running, charged=suspects == [task])
+        if suspects:
+            number, proc = suspects[0]
+            self._master.health.on_bad(worker.host, self._master.queue.clusters[number], proc, reason, now)
+
+    def _running(self, tasks: list[tuple[int, int]], worker: Worker) -> dict[tuple[int, int], int]:
+        """Those of a worker's tasks that run there, with how often each was lost before."""
+        found = {}
+        for task in tasks:
+            cluster = self._master.queue.clusters.get(task[0])
+            if (
+                cluster is not None
+                and cluster.attempts[task[1]] == worker.number(task)
+                and cluster.state(task[1]) in (State.RUNNING, State.SUSPENDED)
+            ):
+                found[task] = len(cluster.facts_of(task[1]).lost_on)
+        return found

@@ -238,6 +238,18 @@ class Sessions:
             worker.told_at = now.boot
             self._send(worker.route, wire.Kill([token]))
 
+    def call_back(self, worker: Worker, now: Now) -> None:
+        """End what a worker holds and has not started, so that it starts elsewhere."""
+        queue = self._master.queue
+        for number, proc in worker.tasks:
+            cluster = queue.clusters.get(number)
+            if cluster is None or cluster.state(proc) != State.ASSIGNED or (number, proc) in worker.returned:
+                continue
+            self.end_attempt(cluster, proc, now)
+            queue.requeue(cluster, proc, now.wall, Ended(Outcome.REJECTED, reason="its node was suspended"))
+            if self.is_ending(cluster, proc):
+                cluster.fence(proc)
+
     def _bury(self, worker: Worker, reason: str, now: Now) -> None:
         """A worker is no more: free what it held."""
         self._master.results.lose(worker, worker.tasks, reason, now)
@@ -295,6 +307,8 @@ class Sessions:
             worker.drain_wanted = True
             if worker.route is not None:
                 self._send(worker.route, wire.DrainPlease())
+        elif worker is not None and event.verb == "resume":
+            self._master.health.resume(worker.host, now)
         elif worker is not None:
             self._bury(worker, "an operator said that it is gone", now)
         self._master.actions.append(t.Answer(event.reply, worker is not None))

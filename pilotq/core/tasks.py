@@ -7,12 +7,15 @@ edited. Ready procs are found by a pointer that moves once over the cluster, and
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from heapq import heappop, heappush
 
 from pilotq.errors import InternalError
 from pilotq.model import TRANSITIONS, Facts, Resources, State
 
 _STATES = len(State) + 1
+#: Tasks that came back and are not for this worker: so many are looked at.
+_PASSED_MAX = 100
 #: Of a task that was never touched.
 NO_FACTS = Facts()
 #: By the byte of a state: itself, and the bytes of the states that may follow it.
@@ -146,20 +149,19 @@ class Cluster:
     def idle(self) -> int:
         return self.counts[State.IDLE]
 
-    def take(self, limit: int) -> list[int]:
-        """Up to `limit` idle procs, those that came back first, then in order. They must be moved by the caller."""
+    def take(self, limit: int, admits: Callable[[int], bool]) -> list[int]:
+        """Up to `limit` idle procs, those that came back first, then in order. They must be moved by the caller.
+
+        Of those that came back, `admits` says which may go there.
+        """
         states = self.states
-        procs: list[int] = []
-        while self._returned and len(procs) < limit:
-            proc = heappop(self._returned)
-            if states[proc] == State.IDLE and proc not in procs[-1:] and proc not in self.fenced:
-                procs.append(proc)
+        procs, passed = self._take_returned(limit, admits) if self._returned else ([], [])
         wanted = limit - len(procs)
         end = self._fresh + wanted
-        if not procs and not self.fenced and states.count(State.IDLE, self._fresh, end) == wanted:
+        if not procs and not passed and not self.fenced and states.count(State.IDLE, self._fresh, end) == wanted:
             first, self._fresh = self._fresh, end
             return list(range(first, end))
-        taken = set(procs)
+        taken = {*procs, *passed}
         while len(procs) < limit:
             proc = states.find(State.IDLE, self._fresh)
             if proc < 0:
@@ -169,6 +171,18 @@ class Cluster:
             if proc not in taken and proc not in self.fenced:
                 procs.append(proc)
         return procs
+
+    def _take_returned(self, limit: int, admits: Callable[[int], bool]) -> tuple[list[int], list[int]]:
+        """Those that are taken, and those that wait for another worker."""
+        procs: list[int] = []
+        passed: list[int] = []
+        while self._returned and len(procs) < limit and len(passed) < _PASSED_MAX:
+            proc = heappop(self._returned)
+            if self.states[proc] == State.IDLE and proc not in procs[-1:] and proc not in self.fenced:
+                (procs if admits(proc) else passed).append(proc)
+        for proc in passed:
+            heappush(self._returned, proc)
+        return procs, passed
 
     def fence(self, proc: int) -> None:
         self.fenced.add(proc)
@@ -192,6 +206,10 @@ class Ready:
             return
         self._queued[cluster.id] = key
         heappush(self._heaps.setdefault(cluster.needs, []), key)
+
+    def remove(self, cluster: Cluster) -> None:
+        """Let others of its need come first, until it is added again."""
+        del self._queued[cluster.id]
 
     def needs(self, clusters: dict[int, Cluster]) -> list[Resources]:
         """The distinct needs of idle tasks, that of the first task in the queue first."""

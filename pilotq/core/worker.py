@@ -70,6 +70,8 @@ class WorkerCore(Core):
         self._bodies: dict[int, bytes] = {}
         self._needs: dict[int, Resources] = {}
         self._resend_at = float("inf")
+        #: True: too many tasks failed in a row, in this turn.
+        self._doubtful = False
         self._left = False
         #: What this turn has to do; filled by the session too.
         self.actions: list[Any] = []
@@ -231,11 +233,13 @@ class WorkerCore(Core):
         """Nothing of it runs any more: free its room, keep the result until it is acknowledged."""
         token = attempt.token
         self._forget(attempt, now)
-        if end.usage.wall_s:
-            self.slots.note_task_s(end.usage.wall_s)
         if attempt.killed:
             self._new_killed.append(token)
             return
+        if end.outcome == Outcome.OK:
+            self.slots.note_task_s(end.usage.wall_s)
+        elif self.slots.note_failure():
+            self._doubtful = True
         self.results[token] = end
         self._resend_at = min(self._resend_at, now.boot + RESEND_S)
         self._new_results[token] = end
@@ -367,8 +371,14 @@ class WorkerCore(Core):
 
     def _after(self, now: Now) -> None:
         """What follows from any event: starts, a changed offer, the end."""
-        self._start_waiting(now)
+        if not self._doubtful:
+            self._start_waiting(now)
         self._tell_news()
+        if self._doubtful:
+            # What is held ahead may do better elsewhere; the results are told before, so that it does not come back.
+            self._doubtful = False
+            self._give_back(self.slots.all_waiting, "full", now)
+            self._take_back(list(self.attempts.values()))
         self.session.tell_offer(now)
         if (self.draining or self.capacity.cpus <= 0) and not self.attempts and not self._left:
             if self.capacity.cpus <= 0 and not self.draining:

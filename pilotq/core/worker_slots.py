@@ -22,6 +22,10 @@ PASSED_S = 30.0
 #: So much work, and so many attempts, may follow in a slot.
 FOLLOW_S = 0.25
 FOLLOWERS_MAX = 200
+#: What counts as the time of a task when nothing is known, at most.
+LONG_TASK_S = 10.0
+#: After so many failures in a row a worker may be a black hole.
+FAILED_MAX = 3
 #: A slot whose attempt runs for longer than this gets no more to follow.
 STUCK_S = 0.2
 
@@ -81,6 +85,8 @@ class Slots:
         self.waiting = 0
         #: Of the tasks that ended last.
         self.mean_task_s = 1e9
+        #: Of the tasks that ended last, in a row.
+        self._failed = 0
         self._single_task = single_task
         self._queues: dict[Resources, OrderedDict[wire.Token, Attempt]] = {}
         self._number = 0
@@ -237,8 +243,21 @@ class Slots:
         return asked
 
     def note_task_s(self, wall_s: float) -> None:
-        """A task took so long."""
-        self.mean_task_s = 0.8 * min(self.mean_task_s, 10.0) + 0.2 * wall_s
+        """A task that ended well took so long."""
+        self.mean_task_s = 0.8 * min(self.mean_task_s, LONG_TASK_S) + 0.2 * wall_s
+        self._failed = 0
+
+    def note_failure(self) -> bool:
+        """A task failed; True when that is one too many in a row: nothing is held ahead until tasks end well again."""
+        self._failed += 1
+        if self._failed != FAILED_MAX:
+            return False
+        self.mean_task_s = LONG_TASK_S
+        return True
+
+    @property
+    def all_waiting(self) -> list[Attempt]:
+        return [attempt for queue in self._queues.values() for attempt in queue.values()]
 
     # ---- close
 

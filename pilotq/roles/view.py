@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pilotq.core.health import Node
 from pilotq.core.master import MasterCore
 from pilotq.core.peers import Foreman, Worker
 from pilotq.core.tasks import Cluster
@@ -47,6 +48,8 @@ def _worker_view(worker: Worker, core: MasterCore, boot: float) -> dict[str, Any
         state = "lost"
     elif worker.offer.draining or worker.drain_wanted:
         state = "draining"
+    elif core.health.is_suspended(worker.host):
+        state = "suspended"
     foreman = core.peers.foremen.get(worker.route.peer) if worker.route else None
     return {
         "name": worker.name,
@@ -60,6 +63,17 @@ def _worker_view(worker: Worker, core: MasterCore, boot: float) -> dict[str, Any
         "tasks": worker.count,
         "state": state,
         "contact_s": round(silent_s, 1),
+    }
+
+
+def _node_view(node: Node, boot: float) -> dict[str, Any]:
+    return {
+        "host": node.host,
+        "state": "suspended" if node.suspended else "ready",
+        "failed_in_a_row": sum(node.row.values()),
+        "next_try_s": round(max(0.0, node.try_at - boot), 1) if node.suspended else None,
+        "trying": "{}.{}".format(*node.trying) if node.trying else "",
+        "steps": [{"at": at, "what": what} for at, what in node.steps],
     }
 
 
@@ -82,6 +96,8 @@ def status_view(core: MasterCore, boot: float) -> dict[str, Any]:
         "clusters": len(core.queue.clusters),
         "slots": {"open": open_slots, "busy": busy, "free": max(0, open_slots - busy)},
         "workers": workers,
+        # Those that were ever suspended, or fail tasks at the moment.
+        "nodes": [_node_view(node, boot) for node in core.health.nodes.values() if node.row or node.steps],
         "foremen": [
             {
                 "name": foreman.name,

@@ -270,6 +270,8 @@ class Node:
         #: Attempts in a keeper that wait for another.
         self.followers: dict[wire.Token, wire.Token] = {}
         self.launched: list[wire.Token] = []
+        #: Payloads that were started.
+        self.begun: list[wire.Token] = []
         self.discarded: list[wire.Token] = []
         options.setdefault("idle_timeout_s", 0.0)
         capacity = Resources(slots, 1 << 30, 1 << 30)
@@ -332,6 +334,7 @@ class Node:
     def _start(self, token: wire.Token) -> list[wire.Token]:
         """Gives those of which the start is told."""
         self.running.append(token)
+        self.begun.append(token)
         assert len(self.running) <= self.slots
         return [] if self.holds_launches else [token]
 
