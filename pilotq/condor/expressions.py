@@ -7,33 +7,13 @@ distinct set of their values, so that a constraint on a million tasks costs a di
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
-import classad2
-
+from pilotq.classads import classad2
 from pilotq.errors import UserError
-
-
-def _learn_functions() -> None:
-    """Make the library know HTCondor's own functions (stringListMember, ...), which are errors until then.
-
-    Reading an ad would do it as well, but that initialises all of HTCondor, which looks this host up and waits for
-    minutes where no name server answers.
-    """
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        paths = {line.rstrip("\n").partition("/")[2] for line in maps if "libcondor_utils" in line}
-    try:
-        ctypes.CDLL("/" + paths.pop())._Z15ClassAdReconfigv()
-    except (KeyError, OSError, AttributeError):
-        # Another build of the library.
-        classad2.parseOne("a = 1")
-
-
-_learn_functions()
 
 #: What an expression can come to. Lists, nested ads and times are python's list, ClassAd and datetime.
 Value = Any

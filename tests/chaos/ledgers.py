@@ -1,4 +1,4 @@
-"""Four ledgers that must agree after a storm: what clients were told, the store, the user logs, the tasks' own lines."""
+"""Four ledgers that must agree after a storm: what clients were told, store, user logs, the tasks' own lines."""
 
 from __future__ import annotations
 
