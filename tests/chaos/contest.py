@@ -35,9 +35,12 @@ from parts import free_ports, wait_for  # isort: skip
 PEERS = Path(__file__).resolve().parent / "peers"
 COMMAND = "echo start {n} >> {ledger}; sleep 0.2; echo end {n} >> {ledger}"
 WORKERS, SLOTS = 2, 2
-KILL_S = 4.0
+#: A worker is killed so often, so many seconds apart.
+KILLS, KILL_S = 8, 4.0
 #: Without a report for so long nothing more is expected.
 QUIET_S = 60.0
+#: Longest run.
+LONG_S = 600.0
 
 
 class Contest:
@@ -52,6 +55,7 @@ class Contest:
         self.reports: list[tuple[int, str]] = []
         self.started: list[subprocess.Popen[Any]] = []
         self.app: subprocess.Popen[str] | None = None
+        self._said = (base / "said").open("wb")
 
     def commands(self) -> str:
         return "".join(COMMAND.format(n=n, ledger=self.ledger) + "\n" for n in range(self.tasks))
@@ -59,7 +63,7 @@ class Contest:
     def spawn(self, argv: list[Any], **more: Any) -> subprocess.Popen[Any]:
         """In a process group of its own, so that all of it can be ended."""
         process = subprocess.Popen(
-            list(map(str, argv)), cwd=self.base, stderr=subprocess.DEVNULL, start_new_session=True, **more
+            list(map(str, argv)), cwd=self.base, stderr=self._said, start_new_session=True, **more
         )
         self.started.append(process)
         return process
@@ -126,14 +130,26 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def descendants(pid: int, what: str) -> list[int]:
-    """Those whose command line names something."""
+def command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def find(base: Path, what: str) -> list[int]:
+    """Processes below this directory whose command line names something."""
     found = []
-    for child in children(pid):
-        with contextlib.suppress(OSError):
-            if what in Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"):
-                found.append(child)
-        found += descendants(child, what)
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and what in command(int(entry)):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{entry}/cwd").startswith(str(base)):
+                    found.append(int(entry))
     return found
 
 
@@ -219,16 +235,16 @@ class Parsl(Contest):
 
     def kill_worker(self, choose: random.Random) -> bool:
         """Its executor starts another block when one is gone."""
-        assert self.app is not None
-        pools = descendants(self.app.pid, "process_worker_pool")
+        pools = [
+            pid for pid in find(self.base, "process_worker_pool") if "process_worker_pool" not in command(parent(pid))
+        ]
         if pools:
             kill_tree(choose.choice(pools))
-        return True
+        return bool(pools)
 
     def kill_head(self) -> None:
         """The interchange is started once, by the application."""
-        assert self.app is not None
-        for pid in descendants(self.app.pid, "interchange"):
+        for pid in find(self.base, "interchange"):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -306,13 +322,13 @@ def run(kind: type[Contest], what: str, tasks: int, cache: Path) -> dict[str, An
         kills, killed_at, seen, changed_at = 0, time.monotonic(), 0, time.monotonic()
         began = time.monotonic()
         is_possible = True
-        while not one.is_over() and time.monotonic() - changed_at < QUIET_S:
+        while not one.is_over() and time.monotonic() - changed_at < QUIET_S and time.monotonic() - began < LONG_S:
             time.sleep(0.1)
             now = time.monotonic()
-            done = one.ended() + len(one.reports)
+            done = one.ledger.stat().st_size + len(one.reports)
             if done != seen:
                 seen, changed_at = done, now
-            if what == "workers" and is_possible and seen and now - killed_at > KILL_S:
+            if what == "workers" and is_possible and kills < KILLS and seen and now - killed_at > KILL_S:
                 killed_at = now
                 is_possible = one.kill_worker(choose)
                 kills += is_possible
@@ -331,7 +347,7 @@ def run(kind: type[Contest], what: str, tasks: int, cache: Path) -> dict[str, An
         }
 
 
-def count(one: Contest, tasks: int) -> dict[str, int]:
+def count(one: Contest, tasks: int) -> dict[str, Any]:
     reported = Counter(number for number, how in one.reports if how == "0")
     failed = {number for number, how in one.reports if how != "0"} - set(reported)
     starts = Counter(re.findall(r"^start (\d+)$", one.ledger.read_text(), re.M))
@@ -339,6 +355,7 @@ def count(one: Contest, tasks: int) -> dict[str, int]:
         "tasks": tasks,
         "lost": tasks - len(reported) - len(failed),
         "reported as failed": len(failed),
+        "failures": dict(Counter(how for number, how in one.reports if number in failed)),
         "reported twice": sum(1 for times in reported.values() if times > 1),
         "run again": sum(times - 1 for times in starts.values()),
     }
