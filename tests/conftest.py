@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 #: Tests with a whole pool: one at a time, even when pytest runs several (`-n 2 --dist loadgroup`).
-WHOLE_POOLS = ("tests/process/", "tests/live/")
+WHOLE_POOLS = ("tests/process/", "tests/live/", "tests/chaos/")
 ROOT = Path(__file__).resolve().parents[1]
 
 

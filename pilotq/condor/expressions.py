@@ -12,12 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
-import classad2
-
+from pilotq.classads import classad2
 from pilotq.errors import UserError
-
-# Reading an ad makes the library learn HTCondor's functions (stringListMember, ...); until then they are errors.
-classad2.parseOne("a = 1")
 
 #: What an expression can come to. Lists, nested ads and times are python's list, ClassAd and datetime.
 Value = Any
