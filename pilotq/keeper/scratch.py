@@ -44,10 +44,13 @@ class Scratch:
         sandbox, filling = attempt.sandbox, attempt.filling
         try:
             yield from _make(sandbox)
-            files.write(f"{sandbox}/{files.JOB_AD_FILE}", _job_ad(attempt))
-            files.write(f"{sandbox}/{files.MACHINE_AD_FILE}", filling.machine_ad.encode())
+            ad = filling.machine_ad.encode()
+            ours = {
+                files.JOB_AD_FILE: files.put(f"{sandbox}/{files.JOB_AD_FILE}", _job_ad(attempt)),
+                files.MACHINE_AD_FILE: files.put(f"{sandbox}/{files.MACHINE_AD_FILE}", ad, is_old=True),
+            }
             for name in filling.streams:
-                files.write(f"{sandbox}/{name}", b"")
+                ours[name] = files.put(f"{sandbox}/{name}", b"")
         except OSError as error:
             attempt.fail_with(error, "Cannot make the scratch directory", Outcome.REJECTED)
             return False
@@ -56,7 +59,7 @@ class Scratch:
             yield from files.stage(sandbox, launch.cache, filling.files, filling.executables, launch.inline)
             attempt.is_frugal = filling.is_small
             if attempt.is_frugal or attempt.description.outputs is None:
-                attempt.prints = whole(sandbox, files.settle(sandbox))
+                attempt.prints = whole(sandbox, files.settle(sandbox) if filling.files else ours)
         except OSError as error:
             attempt.fail_with(error, f"Cannot put input file {error.filename!r} into place", Outcome.STAGE_IN)
         return True

@@ -150,6 +150,27 @@ def write(path: str, data: bytes, mode: int = 0o644) -> None:
         os.close(fd)
 
 
+def put(path: str, data: bytes, *, is_there: bool = False, is_old: bool = False) -> Print:
+    """Write a small file of ours, new or over one that is there; its print. `is_old`: every later change shows.
+
+    One that is there is not truncated first: some file systems then write it to the disk at once.
+    """
+    new = 0 if is_there else os.O_CREAT | os.O_EXCL
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o644)
+    try:
+        if data and os.pwrite(fd, data, 0) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        if is_old:
+            _age(fd)
+        status = os.fstat(fd)
+        if status.st_size > len(data):
+            os.ftruncate(fd, len(data))
+            status = os.fstat(fd)
+        return print_of(status)
+    finally:
+        os.close(fd)
+
+
 def settle(sandbox: str) -> dict[str, Print]:
     """What is on the top level before anything runs, prepared so that every later change of a file shows."""
     found = {}
@@ -163,9 +184,9 @@ def settle(sandbox: str) -> dict[str, Print]:
     return found
 
 
-def _age(path: str) -> None:
+def _age(file: str | int) -> None:
     before = time.time_ns() - _OLDER_NS
-    os.utime(path, ns=(before, before))
+    os.utime(file, ns=(before, before))
 
 
 def print_of(status: os.stat_result) -> Print:
