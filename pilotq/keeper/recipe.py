@@ -52,6 +52,8 @@ class Recipe:
         self._fields: dict[str, Any] = msgspec.msgpack.decode(body)
         #: Fields with marks in them, which differ between procs.
         self._marked = [name for name, value in self._fields.items() if name in _FIELDS and _has_marks(value)]
+        #: By field: the cluster, and what stands between the numbers of its procs.
+        self._cut: dict[str, tuple[int, list[str]]] = {}
         self._environment: tuple[dict[str, str], dict[str, str], dict[bytes, bytes]] | None = None
         self._filling: Filling | None = None
 
@@ -64,7 +66,7 @@ class Recipe:
         if not launch.delta and _PLAIN.issuperset(self._marked):
             if not self._marked:
                 return self._common
-            filled = {name: fill(self._fields[name], cluster, proc) for name in self._marked}
+            filled = {name: self._filled(name, cluster, proc) for name in self._marked}
             return msgspec.structs.replace(self._common, **filled)
         fields = dict(self._fields)
         if launch.delta:
@@ -73,6 +75,16 @@ class Recipe:
             if "ad" in changes:
                 fields["job_ad"] = patched(fields.get("job_ad", ""), changes["ad"])
         return msgspec.convert(fill(fields, cluster, proc), Description)
+
+    def _filled(self, name: str, cluster: int, proc: int) -> Any:
+        """A field with marks for one proc. A text, which may be long, is cut at them once for all procs."""
+        value = self._fields[name]
+        if not isinstance(value, str):
+            return fill(value, cluster, proc)
+        known = self._cut.get(name)
+        if known is None or known[0] != cluster:
+            known = self._cut[name] = cluster, value.replace(CLUSTER_MARK, str(cluster)).split(PROC_MARK)
+        return str(proc).join(known[1])
 
     def environment(self, d: Description, base: dict[str, str], extra: dict[str, str]) -> dict[bytes, bytes]:
         """What is the same for attempts with this environment.

@@ -44,19 +44,27 @@ class Scratch:
     def furnish(self, attempt: Attempt) -> Generator[None, None, bool]:
         """Make and fill the sandbox; False when there is none. What failed is the attempt's verdict."""
         sandbox, filling = attempt.sandbox, attempt.filling
-        own = {files.JOB_AD_FILE: _job_ad(attempt), files.MACHINE_AD_FILE: filling.machine_ad.encode()}
-        own.update(dict.fromkeys(filling.streams, b""))
         try:
             yield from _make(sandbox)
-            prints = {name: files.write(f"{sandbox}/{name}", data) for name, data in own.items()}
+            ad = filling.machine_ad.encode()
+            prints = {
+                files.JOB_AD_FILE: files.put(f"{sandbox}/{files.JOB_AD_FILE}", _job_ad(attempt)),
+                files.MACHINE_AD_FILE: files.put(f"{sandbox}/{files.MACHINE_AD_FILE}", ad, is_old=True),
+            }
+            for name in filling.streams:
+                prints[name] = files.put(f"{sandbox}/{name}", b"")
         except OSError as error:
             attempt.fail_with(error, "Cannot make the scratch directory", Outcome.REJECTED)
             return False
         try:
             launch = attempt.launch
-            prints |= yield from files.stage(sandbox, launch.cache, filling.files, filling.executables, launch.inline)
+            if filling.files:
+                prints |= yield from files.stage(
+                    sandbox, launch.cache, filling.files, filling.executables, launch.inline
+                )
             attempt.is_frugal = filling.is_small
-            attempt.prints = whole(sandbox, prints)
+            if attempt.is_frugal or attempt.description.outputs is None:
+                attempt.prints = whole(sandbox, prints)
         except OSError as error:
             attempt.fail_with(error, f"Cannot put input file {error.filename!r} into place", Outcome.STAGE_IN)
         return True

@@ -163,6 +163,27 @@ def write(path: str, data: Buffer, mode: int = 0o644, top: int | None = None) ->
         os.close(fd)
 
 
+def put(path: str, data: bytes, *, is_there: bool = False, is_old: bool = False) -> Print:
+    """Write a small file of ours, new or over one that is there; its print. `is_old`: every later change shows.
+
+    One that is there is not truncated first: some file systems then write it to the disk at once.
+    """
+    new = 0 if is_there else os.O_CREAT | os.O_EXCL
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o644)
+    try:
+        if data and os.pwrite(fd, data, 0) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        if is_old:
+            _age(fd)
+        status = os.fstat(fd)
+        if status.st_size > len(data):
+            os.ftruncate(fd, len(data))
+            status = os.fstat(fd)
+        return print_of(status)
+    finally:
+        os.close(fd)
+
+
 def rewrite(name: str, data: Buffer, size: int, top: int) -> Print:
     """Other content for a file of `size` bytes in the directory `top`.
 
@@ -186,9 +207,13 @@ def _fill(fd: int, data: Buffer) -> Print:
 
 def _aged(fd: int) -> Print:
     """Make a file look older, so that every later change of it shows."""
+    _age(fd)
+    return print_of(os.fstat(fd))
+
+
+def _age(fd: int) -> None:
     before = time.time_ns() - _OLDER_NS
     os.utime(fd, ns=(before, before))
-    return print_of(os.fstat(fd))
 
 
 def print_of(status: os.stat_result) -> Print:

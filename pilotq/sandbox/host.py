@@ -14,6 +14,7 @@ import fcntl
 import json
 import logging
 import os
+import struct
 import time
 
 from pilotq.errors import PilotqError, UnavailableError, UserError
@@ -23,6 +24,10 @@ from pilotq.sandbox.files import remove
 
 FOLDERS_MAX = 64
 _SWEEP_S = 20.0
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+FS_TOPDIR = 0x20000
+#: The kernel reads and writes an int, whatever the number of the call says.
+_FLAGS = struct.Struct("i4x")
 _HINT = "set WQ_WORKDIR to a directory of yours on a local disk"
 log = logging.getLogger(__name__)
 
@@ -124,6 +129,7 @@ def take_folder(workdir: str, host: str) -> Folder:
         try:
             for directory in (folder.blobs, folder.tasks):
                 os.makedirs(directory, 0o700, exist_ok=True)
+            spread(folder.tasks)
             folder._save()
         except OSError as error:
             folder.release()
@@ -133,6 +139,26 @@ def take_folder(workdir: str, host: str) -> Folder:
             raise
         return folder
     raise UnavailableError(f"{FOLDERS_MAX} workers use {workdir} on {host} already", "stop one of them")
+
+
+def spread(directory: str) -> None:
+    """Tell the file system that what lies in the directories of this one is not related; nothing, where it has no word
+    for that.
+
+    ext4 then puts each sandbox into the emptiest part of the disk, as it does with /home/*, not all into the part where
+    their folder is. There keepers would wait for each other, and without a journal each new file would first pass by
+    all that were deleted there in the last minutes: hundreds of microseconds a sandbox.
+
+    Source: chattr(1), attribute T; ioctl_iflags(2).
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        (flags,) = _FLAGS.unpack(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(_FLAGS.size)))
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, _FLAGS.pack(flags | FS_TOPDIR))
+    except OSError as error:
+        log.debug("sandboxes are not spread", extra={"folder": directory, "error": str(error)})
+    finally:
+        os.close(fd)
 
 
 def _path(base: str, host: str, n: int) -> str:

@@ -8,7 +8,6 @@ content, mode, link, owner or attribute of anything) is no spare.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections import deque
@@ -16,7 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pilotq.model import FileRef
-from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Print, print_of, rewrite
+from pilotq.sandbox.files import JOB_AD_FILE, OWN_FILES, STDERR_FILE, STDOUT_FILE, Print, print_of, put, rewrite
 from pilotq.wire import Buffer
 
 #: Kept at a time, and the size of what may be kept: files and bytes of one.
@@ -90,10 +89,10 @@ class Spares:
             return None
         prints = spare.prints
         os.rename(spare.path, sandbox)
-        prints[JOB_AD_FILE] = _put(f"{sandbox}/{JOB_AD_FILE}", job_ad, JOB_AD_FILE in prints)
+        prints[JOB_AD_FILE] = put(f"{sandbox}/{JOB_AD_FILE}", job_ad, is_there=JOB_AD_FILE in prints)
         for name in filling.streams:
             if name not in prints:
-                prints[name] = _put(f"{sandbox}/{name}", b"", False)
+                prints[name] = put(f"{sandbox}/{name}", b"")
         if others:
             top = os.open(sandbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -133,19 +132,3 @@ class Spares:
 def whole(sandbox: str, prints: dict[str, Print]) -> dict[str, Print]:
     """Prints of a fresh sandbox, as `Spares.give` wants them."""
     return {**prints, _SELF: print_of(os.lstat(sandbox))}
-
-
-def _put(path: str, data: bytes, is_there: bool) -> Print:
-    """Write a file; one that is there is not truncated first: some file systems then write it to the disk at once."""
-    new = 0 if is_there else os.O_CREAT | os.O_EXCL
-    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o644)
-    try:
-        if os.pwrite(fd, data, 0) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        status = os.fstat(fd)
-        if status.st_size > len(data):
-            os.ftruncate(fd, len(data))
-            status = os.fstat(fd)
-        return print_of(status)
-    finally:
-        os.close(fd)

@@ -194,11 +194,6 @@ _HOPS = (
     "6.8 ms."
 )
 
-_RAMP = (
-    "The first round was within the goal, the later ones were not, on a tmpfs neither; why rounds grow slower one "
-    "after the other is not known yet, and the program in C does not."
-)
-
 #: Why a goal is not reached, by row and name of the figure.
 REASONS: dict[tuple[int, str], str] = {
     (1, "rate"): (

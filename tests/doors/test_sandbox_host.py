@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,25 @@ def test_first_folder(tmp_path: Path) -> None:
         assert Path(directory).stat().st_mode & 0o777 == 0o700
     assert sweep(folder) == []
     folder.release()
+
+
+def test_sandboxes_are_spread_over_the_disk(tmp_path: Path) -> None:
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True).stdout
+    if kind.strip() != "ext2/ext3" or not shutil.which("lsattr"):
+        pytest.skip("needs a file system of the ext family, and lsattr")
+    folder = take_folder(str(tmp_path), "node1")
+    told = subprocess.run(
+        ["lsattr", "-d", folder.tasks, folder.blobs], capture_output=True, text=True, check=True
+    ).stdout
+    tasks, blobs = (line.split()[0] for line in told.splitlines())
+    assert "T" in tasks
+    assert "T" not in blobs
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a tmpfs")
+def test_a_file_system_without_a_word_for_it_will_do() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
+        assert Path(take_folder(base, "node1").tasks).is_dir()
 
 
 def test_second_worker_has_its_own(tmp_path: Path) -> None:
