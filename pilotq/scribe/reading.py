@@ -14,22 +14,19 @@ import msgspec
 
 from pilotq.condor.jobad import body_of
 from pilotq.core.records import Note
-from pilotq.model import PROC_MARK, ClusterBody, Facts, OutputFile, Resources, fill
+from pilotq.model import PROC_MARK, ClusterBody, Resources, fill
 from pilotq.scribe.lanes import Item
-from pilotq.store import DELTA_BLOCK, checksum
+from pilotq.store import DELTA_BLOCK, checksum, outbox
 
 #: Clusters and blocks of deltas kept decoded.
 CACHED = 500
 #: Procs of one item. A journal entry is named by the first proc of its item: never change this.
 ITEM_PROCS = 1000
-#: Lanes of a cluster for tasks without a log: what one thread writes at once is synced at once.
+#: Lanes of a cluster for tasks without a log: what one thread writes at once is synced at once, while others write.
 SHARED = "cluster "
-_SHARED_LANES = 4
+_SHARED_LANES = 2
 #: Neighbours, which often end at the same time, are in the same of them.
 _NEIGHBOURS = 256
-#: Notes read by one statement.
-_NOTES_AT_ONCE = 100
-_COLUMNS = "n, event, cluster, proc, count, at, attempt, final, facts, outputs, crc"
 
 
 class _Needs(msgspec.Struct):
@@ -39,19 +36,7 @@ class _Needs(msgspec.Struct):
 
 
 _unpack_needs = msgspec.msgpack.Decoder(_Needs).decode
-_unpack_facts = msgspec.msgpack.Decoder(Facts).decode
-_unpack_outputs = msgspec.msgpack.Decoder(list[OutputFile]).decode
 _unpack_block = msgspec.msgpack.Decoder(list[bytes]).decode
-
-
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """What of a note says who writes it."""
-
-    n: int
-    event: int
-    cluster: int
-    proc: int
-    count: int
 
 
 class Unreadable(Exception):  # noqa: N818
@@ -91,41 +76,42 @@ class Reader:
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
 
-    def heads(self, after: int, limit: int) -> list[Head]:
-        """The next notes of the outbox, in order."""
-        query = "select n, event, cluster, proc, count from outbox where n > ? order by n limit ?"
+    def blocks(self, after: int, limit: int) -> list[outbox.Block]:
+        """The next blocks of the outbox, in order."""
         with self._lock:
-            return [Head(*row) for row in self._db.execute(query, (after, limit))]
+            return outbox.read(self._db, after, limit)
 
-    def notes(self, ns: list[int]) -> dict[int, Note | None]:
-        """Notes by number; None for a damaged one, none for one that is gone."""
-        found: dict[int, Note | None] = {}
-        for start in range(0, len(ns), _NOTES_AT_ONCE):
-            some = ns[start : start + _NOTES_AT_ONCE]
-            query = f"select {_COLUMNS} from outbox where n in ({', '.join('?' * len(some))})"
-            with self._lock:
-                rows = self._db.execute(query, some).fetchall()
-            found.update((row[0], _note(row)) for row in rows)
-        return found
+    def notes(self, blocks: list[int]) -> dict[int, Note | None]:
+        """Notes of these blocks by number; a damaged block is None under its own, and one that is gone not there."""
+        with self._lock:
+            return outbox.notes(self._db, blocks)
 
-    def items(self, head: Head) -> list[tuple[str, Item]]:
-        """A note in parts that have one log each, with the name of the lane they belong to.
+    def items(self, block: outbox.Block) -> dict[str, list[Item]]:
+        """The notes of a block in parts that have one log each, by the lane they belong to.
 
         Raises: Unreadable.
         """
-        n, number, first, count = head.n, head.cluster, head.proc, head.count
+        if block.heads is None:
+            raise Unreadable(f"note {block.n} is damaged in the store")
+        n, number = block.n, block.cluster
         with self._lock:
             cluster = self._cluster(number)
+        # A block stays together, so that all of it is written at the same time.
+        shared = f"{SHARED}{number}.{block.heads[0].proc // _NEIGHBOURS % _SHARED_LANES}"
         if cluster.log is not None:
-            key = cluster.log or _shared_lane(number, first)
-            return [
-                (key, Item(n, number, proc, min(ITEM_PROCS, first + count - proc)))
-                for proc in range(first, first + count, ITEM_PROCS)
-            ]
-        return [
-            (self.places(number, proc).log or _shared_lane(number, proc), Item(n, number, proc, 1))
-            for proc in range(first, first + count)
-        ]
+            return {
+                cluster.log or shared: [
+                    Item(head.n, number, proc, min(ITEM_PROCS, head.proc + head.count - proc), n)
+                    for head in block.heads
+                    for proc in range(head.proc, head.proc + head.count, ITEM_PROCS)
+                ]
+            }
+        found: dict[str, list[Item]] = {}
+        for head in block.heads:
+            for proc in range(head.proc, head.proc + head.count):
+                lane = self.places(number, proc).log or shared
+                found.setdefault(lane, []).append(Item(head.n, number, proc, 1, n))
+        return found
 
     def places(self, number: int, proc: int) -> Places:
         """Raises: Unreadable."""
@@ -196,32 +182,10 @@ class Reader:
         return block
 
 
-def _shared_lane(number: int, proc: int) -> str:
-    return f"{SHARED}{number}.{proc // _NEIGHBOURS % _SHARED_LANES}"
-
-
 def _places(body: ClusterBody, number: int, proc: int) -> Places:
     iwd, *files, remaps = fill([body.iwd, body.log, body.stdout, body.stderr, body.remaps], number, proc)
     log, stdout, stderr = (path and os.path.join(iwd, path) for path in files)
     return Places(iwd, log, stdout, stderr, remaps)
-
-
-def _note(row: tuple[Any, ...]) -> Note | None:
-    n, event, cluster, proc, count, at, attempt, final, facts, outputs, crc = row
-    if checksum(row[:-1]) != crc:
-        return None
-    return Note(
-        n=n,
-        event=event,
-        cluster=cluster,
-        proc=proc,
-        count=count,
-        at=at,
-        facts=_unpack_facts(facts),
-        outputs=_unpack_outputs(outputs),
-        attempt=attempt,
-        final=bool(final),
-    )
 
 
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:

@@ -96,14 +96,14 @@ class Writer:
         self, items: list[Item], is_ordered: bool, has_log: bool
     ) -> tuple[dict[Item, bytes], dict[Item, Trouble]]:
         """Bring all outputs home. Returns: the texts for the log; and what cannot be written."""
-        notes = self._reader.notes([item.n for item in items])
+        notes = self._reader.notes(list({item.block: None for item in items}))
         texts: dict[Item, bytes] = {}
         outputs = Deliveries(self._spool)
         troubles = outputs.troubles
         for item in items:
-            if (item.n, item.proc) in self._written or item.n not in notes:
+            if item.block not in notes or (item.n, item.proc) in self._written:
                 continue
-            note = notes[item.n]
+            note = notes.get(item.n)
             try:
                 if note is None:
                     raise Unreadable(f"note {item.n} is damaged in the store")

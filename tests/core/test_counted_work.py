@@ -14,7 +14,7 @@ from typing import Any
 from pilotq import wire
 from pilotq.core import turn as t
 from pilotq.core.master import Limits, MasterCore
-from pilotq.core.records import NoteAdded
+from pilotq.core.records import NotesAdded
 from pilotq.core.turn import Now, Route
 from pilotq.model import STDERR, STDOUT, Ended, Outcome, OutputFile, Resources, Usage
 
@@ -70,7 +70,8 @@ class Counted:
             turn = self.core.handle(event, self.now)
         self.turns += bool(turn.records)
         self.records += len(turn.records)
-        finals = [record.note.n for record in turn.records if isinstance(record, NoteAdded) and record.note.final]
+        notes = [note for record in turn.records if isinstance(record, NotesAdded) for note in record.notes]
+        finals = [note.n for note in notes if note.final]
         for action in turn.actions:
             if isinstance(action, t.SendAssign):
                 self.assigned.append(action)
