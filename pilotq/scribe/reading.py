@@ -14,7 +14,7 @@ import msgspec
 
 from pilotq.condor.jobad import body_of
 from pilotq.core.records import Note
-from pilotq.model import PROC_MARK, ClusterBody, Resources, fill
+from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Resources
 from pilotq.scribe.lanes import Item
 from pilotq.store import DELTA_BLOCK, checksum, outbox
 
@@ -44,7 +44,7 @@ class Unreadable(Exception):  # noqa: N818
 
 
 class Places(msgspec.Struct, frozen=True):
-    """Where the things of one task go; no marks are left. All absolute; "": nowhere."""
+    """Where the things of one task go. All absolute; "": nowhere."""
 
     iwd: str
     log: str
@@ -55,12 +55,11 @@ class Places(msgspec.Struct, frozen=True):
 
 
 class _Cluster:
-    def __init__(self, packed: bytes, has_deltas: bool) -> None:
+    def __init__(self, packed: bytes) -> None:
         self.packed = packed
-        self.body = body_of(packed)
-        self.has_deltas = has_deltas
-        #: The log, and all places, when they are the same for every proc.
+        #: The log when it is the same for every proc.
         self.log: str | None = None
+        #: All places with the marks of the proc left in, when there are no deltas.
         self.places: Places | None = None
         self.needs: Resources | None = None
 
@@ -118,11 +117,9 @@ class Reader:
         with self._lock:
             cluster = self._cluster(number)
             if cluster.places is not None:
-                return cluster.places
-            body = cluster.body
-            if cluster.has_deltas:
-                body = body_of(cluster.packed, self._delta(number, proc))
-        return _places(body, number, proc)
+                return _of_proc(cluster.places, str(proc))
+            body = body_of(cluster.packed, self._delta(number, proc))
+        return _of_proc(_places(body, str(number)), str(proc))
 
     def needs(self, number: int, proc: int) -> Resources:
         """Raises: Unreadable."""
@@ -130,7 +127,7 @@ class Reader:
             cluster = self._cluster(number)
             if cluster.needs is None:
                 cluster.needs = self._description_needs(number)
-            if cluster.has_deltas:
+            if cluster.places is None:
                 return _unpack_needs(self._delta(number, proc)).needs or cluster.needs
             return cluster.needs
 
@@ -157,14 +154,11 @@ class Reader:
         if row is None or checksum(row[:-1]) != row[-1]:
             raise Unreadable(f"cluster {number} is damaged in the store")
         deltas = self._db.execute("select 1 from delta where cluster = ? limit 1", (number,)).fetchone()
-        cluster = _Cluster(row[-2], deltas is not None)
-        body = cluster.body
-        if deltas is None and not any(PROC_MARK in text for text in (body.iwd, body.log)):
-            places = _places(body, number, 0)
-            cluster.log = places.log
-            texts = (body.stdout, body.stderr, *body.remaps, *body.remaps.values())
-            if not any(PROC_MARK in text for text in texts):
-                cluster.places = places
+        cluster = _Cluster(row[-2])
+        if deltas is None:
+            places = cluster.places = _places(body_of(cluster.packed), str(number))
+            if PROC_MARK not in places.log:
+                cluster.log = places.log
         _remember(self._clusters, number, cluster)
         return cluster
 
@@ -182,10 +176,27 @@ class Reader:
         return block
 
 
-def _places(body: ClusterBody, number: int, proc: int) -> Places:
-    iwd, *files, remaps = fill([body.iwd, body.log, body.stdout, body.stderr, body.remaps], number, proc)
-    log, stdout, stderr = (path and os.path.join(iwd, path) for path in files)
+def _places(body: ClusterBody, number: str) -> Places:
+    """With the marks of the proc left in."""
+    iwd = body.iwd.replace(CLUSTER_MARK, number)
+    log, stdout, stderr = (
+        path and os.path.join(iwd, path.replace(CLUSTER_MARK, number)) for path in (body.log, body.stdout, body.stderr)
+    )
+    remaps = {name.replace(CLUSTER_MARK, number): to.replace(CLUSTER_MARK, number) for name, to in body.remaps.items()}
     return Places(iwd, log, stdout, stderr, remaps)
+
+
+def _of_proc(places: Places, proc: str) -> Places:
+    """No marks are left."""
+    return Places(
+        places.iwd.replace(PROC_MARK, proc),
+        places.log.replace(PROC_MARK, proc),
+        places.stdout.replace(PROC_MARK, proc),
+        places.stderr.replace(PROC_MARK, proc),
+        {name.replace(PROC_MARK, proc): to.replace(PROC_MARK, proc) for name, to in places.remaps.items()}
+        if places.remaps
+        else places.remaps,
+    )
 
 
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
