@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from scribe_data import House, Office, pack
 
+from pilotq.core.records import Note, NotesAdded
 from pilotq.model import PROC_MARK, STDOUT, OutputFile
 from pilotq.scribe import desk as desk_module
 from pilotq.scribe import lanes as lanes_module
@@ -217,6 +218,27 @@ def test_notes_of_one_cluster_without_a_log_are_told_together(house: House) -> N
     office.desk.wake()
     office.wait(done=400)
     assert office.told < 40
+
+
+def test_one_that_fails_among_notes_that_came_together_fails_alone_and_others_are_not_written_again(
+    house: House,
+) -> None:
+    deltas = [pack({"stdout": f"{house.user}/{'no/' if proc == 2 else ''}o.{proc}"}) for proc in range(5)]
+    number = house.cluster(5, deltas)
+    notes = [Note(1 + p, -1, number, p, 1, 1.0, outputs=out(b""), attempt=1, final=True) for p in range(5)]
+    house.store.commit([NotesAdded(notes)])
+    office = Office(house)
+    office.desk.wake()
+    office.wait(done=4, failed=1)
+    assert sorted(office.done) == [1, 2, 4, 5] and office.failed[0].n == 3
+    house.done(office.done)
+    for path in house.user.iterdir():
+        path.unlink()
+    (house.user / "no").mkdir()
+    again = Office(house)
+    again.desk.wake()
+    again.wait(done=1)
+    assert again.done == [3] and os.listdir(house.user) == ["no"] and os.listdir(house.user / "no") == ["o.2"]
 
 
 # ---- lanes
