@@ -211,7 +211,7 @@ class MasterCore(t.Core):
                 return "bad_state"
             self.sessions.end_attempt(cluster, proc, now)
             if state == State.HELD:
-                self.actions.append(t.Discard(wire.Token(cluster.id, proc, max(1, cluster.attempts[proc]))))
+                self.actions.append(t.Discard([wire.Token(cluster.id, proc, max(1, cluster.attempts[proc]))]))
             queue.cancel(cluster, proc, now.wall, act.reason)
             self.policy.leave_or_stay(cluster, proc, now)
         elif act.verb == "hold":
@@ -236,9 +236,12 @@ class MasterCore(t.Core):
             self.actions.append(t.RetryNotes([n]))
 
     def on_delivered(self, event: t.Delivered, now: Now) -> None:
-        for final in self.queue.delivered(event.ns, now.wall):
-            self.actions.append(t.Discard(wire.Token(final.cluster, final.proc, final.attempt)))
-            self.policy.leave_or_stay(self.queue.clusters[final.cluster], final.proc, now)
+        queue = self.queue
+        ended = queue.delivered(event.ns, now.wall)
+        for cluster, proc in [(queue.clusters[token.cluster], token.proc) for token in ended]:
+            if not queue.is_leaving(cluster, proc):
+                self.policy.leave_or_stay(cluster, proc, now)
+        self.actions.append(t.Discard(ended))
 
     def on_undelivered(self, event: t.Undelivered, now: Now) -> None:
         self.queue.undelivered(event.n, now.wall, event.errno, event.reason)

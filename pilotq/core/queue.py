@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
-from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NoteAdded, NotesDone, Record, TaskRows, TasksLeft
-from pilotq.core.tasks import NO_FACTS, Cluster, Ready
+from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.core.tasks import NO_FACTS, Cluster, Ready, completed
 from pilotq.core.turn import NewCluster
 from pilotq.errors import InternalError
-from pilotq.model import ENDED, ON_WORKER, Ended, Facts, HoldCode, Outcome, State
+from pilotq.model import ENDED, ON_WORKER, Ended, Facts, HoldCode, Outcome, OutputFile, State
+from pilotq.wire import Token
 
 #: Numbers of user-log events. Source: HTCondor manual, job event log codes.
 SUBMITTED, EXECUTING, EVICTED, TERMINATED, ABORTED, HELD, RELEASED = 0, 1, 4, 5, 9, 12, 13
@@ -26,14 +27,6 @@ NOTE_PROCS_MAX = 5000
 KEYS_MAX = 100_000
 
 _change = msgspec.structs.replace
-
-
-class Final(msgspec.Struct, frozen=True):
-    """A note whose writing ends a task."""
-
-    cluster: int
-    proc: int
-    attempt: int
 
 
 class Queue:
@@ -46,9 +39,9 @@ class Queue:
         self.next_note = next_note
         #: (owner, key) -> cluster ids of what was submitted with it.
         self.keys: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
-        #: Notes that end a task, and those of them that could not be written.
-        self.finals: dict[int, Final] = {}
-        self.stuck: dict[int, Final] = {}
+        #: The attempts whose tasks end when a note is written; and those whose note could not be written.
+        self.finals: dict[int, Token] = {}
+        self.stuck: dict[int, Token] = {}
         #: Clusters that left since the last flush.
         self.gone: list[int] = []
         #: Tasks that left the queue since the start, by how: done, failed, cancelled.
@@ -56,7 +49,9 @@ class Queue:
         self._added: list[ClusterAdded] = []
         self._changed: dict[int, dict[int, None]] = {}
         self._leaving: dict[int, dict[int, None]] = {}
-        self._notes: list[Record] = []
+        #: By cluster.
+        self._notes: dict[int, list[Note]] = {}
+        self._written: list[int] = []
 
     # ---- submitting
 
@@ -232,7 +227,7 @@ class Queue:
         self.ready.add(cluster)
         return 0
 
-    def _notes_of(self, cluster: Cluster, proc: int) -> list[tuple[int, Final]]:
+    def _notes_of(self, cluster: Cluster, proc: int) -> list[tuple[int, Token]]:
         """Final notes of a task that are not written yet, stuck or (after a restart) to be tried again."""
         pending = [*self.stuck.items(), *self.finals.items()]
         return [(n, final) for n, final in pending if (final.cluster, final.proc) == (cluster.id, proc)]
@@ -250,7 +245,7 @@ class Queue:
 
     def complete(self, cluster: Cluster, proc: int, wall: float, end: Ended, attempt: int) -> None:
         """It ended by itself: written to its user first when there is something to write, then out of the queue."""
-        facts = _completed(cluster.facts_of(proc), end, wall, was_started=True)
+        facts = completed(cluster.facts_of(proc), end, wall, was_started=True)
         self.set_facts(cluster, proc, facts)
         cluster.move(proc, State.STAGING_OUT)
         if not cluster.has_log and not end.outputs:
@@ -258,17 +253,40 @@ class Queue:
             return
         event = TERMINATED if cluster.has_log else -1
         n = self._note(event, cluster, proc, wall, facts=facts, outputs=end.outputs, attempt=attempt, final=True)
-        self.finals[n] = Final(cluster.id, proc, attempt)
+        self.finals[n] = Token(cluster.id, proc, attempt)
 
     def complete_all(self, cluster: Cluster, procs: list[int], ends: list[Ended], wall: float) -> None:
-        """Tasks of which nothing is to be written ended by themselves: done, and out of the queue.
+        """Many tasks that ended by themselves: those of which nothing is to be written leave the queue.
 
         Shape: assigned or running procs, each once, of a cluster without log and policies.
         """
-        states, facts, good = cluster.states, cluster.facts, 0
+        states, facts = cluster.states, cluster.facts
+        done: list[int] = []
+        staging_out: list[int] = []
         for proc, end in zip(procs, ends, strict=True):
-            facts[proc] = _completed(facts[proc], end, wall, was_started=states[proc] != State.ASSIGNED)
-            good += end.outcome == Outcome.OK
+            facts[proc] = completed(facts[proc], end, wall, was_started=states[proc] != State.ASSIGNED)
+            if end.outputs:
+                staging_out.append(proc)
+                self._note_outputs(cluster, proc, wall, end.outputs)
+            else:
+                done.append(proc)
+        if staging_out:
+            cluster.put_all(staging_out, State.STAGING_OUT)
+            self._changed.setdefault(cluster.id, {}).update(dict.fromkeys(staging_out))
+        if done:
+            self._finish_all(cluster, done)
+
+    def _note_outputs(self, cluster: Cluster, proc: int, wall: float, outputs: list[OutputFile]) -> None:
+        """Nobody reads the facts of a note without an event."""
+        n, number, attempt = self.next_note, cluster.id, cluster.attempts[proc]
+        self.next_note = n + 1
+        self._notes.setdefault(number, []).append(Note(n, -1, number, proc, 1, wall, NO_FACTS, outputs, attempt, True))
+        self.finals[n] = Token(number, proc, attempt)
+
+    def _finish_all(self, cluster: Cluster, procs: list[int]) -> None:
+        """Everything of these is written, and no policy keeps them: done, and out of the queue."""
+        facts = cluster.facts
+        good = [facts[proc].outcome for proc in procs].count(Outcome.OK)
         self.done += good
         self.failed += len(procs) - good
         cluster.failed += len(procs) - good
@@ -293,7 +311,7 @@ class Queue:
             for n, _ in self._notes_of(cluster, proc):
                 self.stuck.pop(n, None)
                 self.finals.pop(n, None)
-                self._notes.append(NotesDone([n]))
+                self._written.append(n)
         self._move(cluster, proc, State.CANCELLED, wall, reason=reason, ended_at=wall, worker="")
         self.cancelled += 1
         self._log(ABORTED, cluster, proc, wall)
@@ -323,18 +341,26 @@ class Queue:
 
     # ---- notes
 
-    def delivered(self, ns: list[int], wall: float) -> list[Final]:
-        """The scribe wrote these: what they ended."""
-        self._notes.append(NotesDone(ns))
+    def delivered(self, ns: list[int], wall: float) -> list[Token]:
+        """The scribe wrote these: what they ended. The caller looks who of clusters with policies may leave."""
+        self._written += ns
         ended = []
+        plain: dict[int, list[int]] = {}
         for n in ns:
             final = self.finals.pop(n, None) or self.stuck.pop(n, None)
-            if final is None or final.cluster not in self.clusters:
+            cluster = self.clusters.get(final.cluster) if final is not None else None
+            if final is None or cluster is None:
                 continue
-            cluster = self.clusters[final.cluster]
-            if cluster.state(final.proc) in (State.STAGING_OUT, State.HELD):
-                self.finish(cluster, final.proc, wall)
-                ended.append(final)
+            state, proc = cluster.states[final.proc], final.proc
+            if state == State.STAGING_OUT and not cluster.policies:
+                plain.setdefault(final.cluster, []).append(proc)
+            elif state in (State.STAGING_OUT, State.HELD):
+                self.finish(cluster, proc, wall)
+            else:
+                continue
+            ended.append(final)
+        for number, procs in plain.items():
+            self._finish_all(self.clusters[number], procs)
         return ended
 
     def undelivered(self, n: int, wall: float, errno: int, reason: str) -> None:
@@ -382,8 +408,10 @@ class Queue:
                 self.gone.append(number)
                 records.append(ClusterLeft(number))
         self._leaving = {}
-        records += self._notes
-        self._notes = []
+        records += [NotesAdded(notes) for notes in self._notes.values()]
+        if self._written:
+            records.append(NotesDone(self._written))
+        self._notes, self._written = {}, []
         return records
 
     def _columns(self, cluster: Cluster, procs: list[int]) -> tuple[list[int], list[int], list[int], list[Facts]]:
@@ -428,7 +456,8 @@ class Queue:
         n = self.next_note
         self.next_note += 1
         more.setdefault("count", 1)
-        self._notes.append(NoteAdded(Note(n=n, event=event, cluster=cluster.id, proc=proc, at=wall, **more)))
+        note = Note(n=n, event=event, cluster=cluster.id, proc=proc, at=wall, **more)
+        self._notes.setdefault(cluster.id, []).append(note)
         return n
 
     # ---- invariants
@@ -445,32 +474,3 @@ class Queue:
             for proc, state_ in enumerate(cluster.states):
                 if state_ in ON_WORKER and not cluster.attempts[proc]:
                     raise InternalError(f"task {cluster.id}.{proc} is on a worker without an attempt")
-
-
-def _completed(old: Facts, end: Ended, wall: float, *, was_started: bool) -> Facts:
-    """The facts of a task whose payload ended by itself; its start may not have been told before."""
-    usage = end.usage
-    began = old.last_started_at if was_started else max(wall - usage.wall_s, old.entered_at)
-    # By position, in the order of `Facts`: this is the hot line of the master.
-    return Facts(
-        wall,
-        old.first_started_at or began,
-        began,
-        wall,
-        old.starts if was_started else old.starts + 1,
-        old.losses,
-        old.holds,
-        old.host,
-        old.worker,
-        old.wall_s + usage.wall_s,
-        usage,
-        int(end.outcome),
-        end.code,
-        end.reason,
-        old.hold_code,
-        old.hold_subcode,
-        old.release_reason,
-        old.sent_bytes + sum([output.size_bytes for output in end.outputs]) if end.outputs else old.sent_bytes,
-        old.received_bytes,
-        old.lost_on,
-    )

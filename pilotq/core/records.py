@@ -77,8 +77,10 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
     final: bool = False
 
 
-class NoteAdded(msgspec.Struct, frozen=True):
-    note: Note
+class NotesAdded(msgspec.Struct, frozen=True):
+    """Notes of one cluster, in order."""
+
+    notes: list[Note]
 
 
 class NotesDone(msgspec.Struct, frozen=True):
@@ -87,4 +89,4 @@ class NotesDone(msgspec.Struct, frozen=True):
     ns: list[int]
 
 
-Record = ClusterAdded | TaskRows | TasksLeft | ClusterLeft | NoteAdded | NotesDone
+Record = ClusterAdded | TaskRows | TasksLeft | ClusterLeft | NotesAdded | NotesDone

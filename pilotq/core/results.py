@@ -59,8 +59,8 @@ class Results:
     ) -> tuple[list[wire.Token], list[Ended]]:
         """Complete at once what needs no judging: the rest.
 
-        Those are the present attempts of a cluster, held by this worker, that ended by themselves and of which
-        nothing is to be written or asked.
+        Those are the present attempts of a cluster, held by this worker, that ended by themselves, whose outputs came
+        along, and of which nobody is to be asked or told.
         """
         number = tokens[0].cluster if tokens else 0
         cluster, held = self._master.queue.clusters.get(number), worker.held.get(number)
@@ -73,7 +73,7 @@ class Results:
             proc = token.proc
             if (
                 end.outcome <= _LAST_ENDING
-                and not end.outputs
+                and (not end.outputs or None not in [output.data for output in end.outputs])
                 and token.cluster == number
                 and numbers.get(proc) == token.attempt == attempts[proc]
                 and states[proc] in _ON_WORKER
@@ -147,7 +147,7 @@ class Results:
         if cluster is not None and cluster.state(token.proc) in ON_WORKER | {State.IDLE}:
             self._end(cluster, token, end, now)
         else:
-            self._master.actions.append(t.Discard(token))
+            self._master.actions.append(t.Discard([token]))
         if worker.route is not None:
             self._master.actions.append(t.Send(worker.route, wire.Ack([token])))
 
@@ -179,7 +179,7 @@ class Results:
             queue.ended_attempt(cluster, proc, end)
             fate = policy.at_exit(cluster, proc, cluster.facts_of(proc), now)
             if fate != "leave" and any(output.data is None for output in end.outputs):
-                self._master.actions.append(t.Discard(token))
+                self._master.actions.append(t.Discard([token]))
             if fate == "hold":
                 reason = fired("on_exit_hold", cluster.policies["on_exit_hold"])
                 queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
@@ -219,7 +219,7 @@ class Results:
             token = wire.Token(task[0], task[1], max(number, 1))
             if token in self.collecting:
                 del self.collecting[token]
-                self._master.actions.append(t.Discard(token))
+                self._master.actions.append(t.Discard([token]))
             cluster = self._master.queue.clusters.get(task[0])
             if cluster is None or cluster.attempts[task[1]] != number or cluster.state(task[1]) not in ON_WORKER:
                 continue

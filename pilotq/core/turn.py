@@ -213,9 +213,9 @@ class Collect(Action, frozen=True):
 
 
 class Discard(Action, frozen=True):
-    """Remove what was pulled of this attempt."""
+    """Remove what was pulled of these attempts, if anything was."""
 
-    token: wire.Token
+    tokens: list[wire.Token]
 
 
 class WakeScribe(Action, frozen=True):

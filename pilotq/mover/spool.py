@@ -25,8 +25,13 @@ class Spool:
         #: Directories that are there: most attempts have none, and nothing is to be removed for them.
         self._there = {path.name for path in folder.iterdir()}
 
+    @property
+    def has_any(self) -> bool:
+        """Is anything in it?"""
+        return bool(self._there)
+
     def path(self, token: wire.Token) -> Path:
-        return self.folder / f"{token.cluster}.{token.proc}.{token.attempt}"
+        return self.folder / _name(token)
 
     def make(self, token: wire.Token) -> Path:
         """An empty directory for an attempt.
@@ -40,10 +45,10 @@ class Spool:
         return path
 
     def discard(self, token: wire.Token) -> None:
-        path = self.path(token)
-        if path.name in self._there:
-            self._there.discard(path.name)
-            shutil.rmtree(path, ignore_errors=True)
+        name = _name(token)
+        if name in self._there:
+            self._there.discard(name)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def sweep(self, keep: Container[wire.Token]) -> None:
         """At the start: remove all but these; what was half pulled is pulled again."""
@@ -51,6 +56,10 @@ class Spool:
             found = _NAME.fullmatch(name)
             if found and (token := wire.Token(*map(int, found.groups()))) not in keep:
                 self.discard(token)
+
+
+def _name(token: wire.Token) -> str:
+    return f"{token.cluster}.{token.proc}.{token.attempt}"
 
 
 class Pulling:

@@ -67,10 +67,14 @@ class Collector:
             del self._pulling[data.token]
             self._on_done(data.token, result, False)
 
-    def discard(self, token: wire.Token) -> None:
-        self._pulling.pop(token, None)
-        self._settled.discard(token)
-        self.spool.discard(token)
+    def discard(self, tokens: list[wire.Token]) -> None:
+        if self._pulling or self._settled:
+            for token in tokens:
+                self._pulling.pop(token, None)
+                self._settled.discard(token)
+        if self.spool.has_any:
+            for token in tokens:
+                self.spool.discard(token)
 
     def _ask(self, route: Route, pulling: Pulling) -> None:
         for message in pulling.requests():

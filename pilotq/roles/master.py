@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from pilotq import __version__, keys, wire
+from pilotq import __version__, keys
 from pilotq.api import Api
 from pilotq.catalog import Catalog
 from pilotq.condor.expressions import valid
@@ -93,8 +93,7 @@ class Master:
             performer.send_now,
             lambda token, reason, retry: put(t.Collected(token, reason, retry)),
         )
-        waiting = queue.finals.values()
-        performer.collector.spool.sweep({wire.Token(final.cluster, final.proc, final.attempt) for final in waiting})
+        performer.collector.spool.sweep(set(queue.finals.values()))
         performer.scribe = Scribe(
             self.state / "queue.db",
             self.state / "spool",

@@ -174,7 +174,7 @@ class Performer:
         t.Stop: _stop,
         t.Tell: lambda self, action, _: tell("master", action.text, action.facts),
         t.Collect: lambda self, action, _: self.collector.begin(action.route, action.token, action.outputs),
-        t.Discard: lambda self, action, _: self.collector.discard(action.token),
+        t.Discard: lambda self, action, _: self.collector.discard(action.tokens),
         t.WakeScribe: lambda self, action, _: self.scribe.wake(action.n),
         t.RetryNotes: lambda self, action, _: self.scribe.retry(action.ns),
     }

@@ -6,10 +6,11 @@ import logging
 
 import msgspec
 
-from pilotq.core.queue import Final, Queue
+from pilotq.core.queue import Queue
 from pilotq.core.tasks import Cluster
 from pilotq.model import ClusterBody, Description, Facts, HoldCode, State
 from pilotq.store import LiveCluster, Loaded, Store, StoreDamaged
+from pilotq.wire import Token
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def restore(loaded: Loaded, store: Store) -> Queue:
     for (owner, key), numbers in keys.items():
         queue.remember_key(owner, key, [numbers[index] for index in sorted(numbers)])
     for final in loaded.finals:
-        queue.finals[final.n] = Final(final.cluster, final.proc, final.attempt)
+        queue.finals[final.n] = Token(final.cluster, final.proc, final.attempt)
     return queue
 
 

@@ -24,7 +24,9 @@ RESTART_S_MAX = 10.0
 #: How long a scribe may take to end when it is asked to.
 END_S = 3.0
 #: While it is at work it is woken at most this often, so that what it writes at once is much when much comes.
-WAKE_S = 0.02
+WAKE_S = 0.05
+#: When it has written so many at once or fewer, not much comes.
+_FEW = 4
 
 __all__ = ["Scribe"]
 
@@ -51,9 +53,9 @@ class Scribe:
         self._process: asyncio.subprocess.Process | None = None
         self._serving: asyncio.Task[None] | None = None
         self._last = 0
-        #: Loop time when it may be woken again, and whether it will be then.
+        #: Loop time when it may be woken again, and what will do it then.
         self._wake_at = 0.0
-        self._will_wake = False
+        self._timer: asyncio.TimerHandle | None = None
         self._is_closing = False
 
     @property
@@ -68,17 +70,23 @@ class Scribe:
     def wake(self, n: int) -> None:
         """Notes up to this number are committed."""
         self._last = max(self._last, n)
-        if self._will_wake:
+        if self._timer is not None:
             return
         loop = asyncio.get_running_loop()
         if loop.time() < self._wake_at:
-            self._will_wake = True
-            loop.call_at(self._wake_at, self._wake)
+            self._timer = loop.call_at(self._wake_at, self._wake)
         else:
             self._wake()
 
+    def _be_idle(self) -> None:
+        """What comes next, or waits already, need not wait for company."""
+        self._wake_at = 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._wake()
+
     def _wake(self) -> None:
-        self._will_wake = False
+        self._timer = None
         self._wake_at = asyncio.get_running_loop().time() + WAKE_S
         stdin = self._process.stdin if self._process is not None else None
         # While an earlier message is unread, that one will do: the notes are in the outbox when it is read.
@@ -144,13 +152,13 @@ class Scribe:
             has_spoken = True
             buffer += data
             ns: list[int] = []
-            # It has written something: what comes next need not wait.
-            self._wake_at = 0.0
             for message in map(unpack_from_scribe, split(buffer)):
                 if isinstance(message, Done):
                     ns += message.ns
                 else:
                     self._on_failed(message.n, message.errno, message.reason)
             if ns:
+                if len(ns) <= _FEW:
+                    self._be_idle()
                 self._on_done(ns)
         return has_spoken

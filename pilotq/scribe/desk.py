@@ -7,17 +7,19 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from pilotq.scribe.lanes import THREADS, THREADS_MAX, Item, Lane, Lanes
 from pilotq.scribe.messages import Done, Failed, FromScribe
-from pilotq.scribe.reading import Head, Reader, Unreadable
+from pilotq.scribe.reading import Reader, Unreadable
 from pilotq.scribe.trouble import Trouble
 from pilotq.scribe.writer import Verdict, Writer
+from pilotq.store.outbox import Block, Head
 
 log = logging.getLogger(__name__)
 
-HEADS_AT_ONCE = 500
+BLOCKS_AT_ONCE = 100
 #: Events written to one log at once.
 BATCH_PROCS = 1000
 #: What may pass by itself is reported as failed when it did not for so long.
@@ -56,27 +58,28 @@ class Desk:
     def wake(self) -> None:
         """Take in what is new in the outbox, as far as there is room."""
         while self._lanes.has_room:
-            heads = self._reader.heads(self._last, HEADS_AT_ONCE)
-            if not heads:
+            blocks = self._reader.blocks(self._last, BLOCKS_AT_ONCE)
+            if not blocks:
                 return
-            for head in heads:
-                self._take_in(head)
-                self._last = head.n
+            for block in blocks:
+                self._take_in(block)
+                self._last = block.n
 
-    def _take_in(self, head: Head) -> None:
+    def _take_in(self, block: Block) -> None:
         try:
-            items = self._reader.items(head)
+            lanes = self._reader.items(block)
         except Unreadable as error:
-            item = Item(head.n, head.cluster, head.proc, head.count)
-            with self._lock:
-                self._open[head.n] = 1
-                self._parked[head.n] = [(_own_lane(head.cluster, head.proc), item)]
-            self._post(Failed(head.n, errno.EBADMSG, str(error), "note"))
+            for head in block.heads or [Head(block.n, -1, 0, 1, 0, True)]:
+                item = Item(head.n, block.cluster, head.proc, head.count, block.n)
+                with self._lock:
+                    self._open[head.n] = 1
+                    self._parked[head.n] = [(_own_lane(block.cluster, head.proc), item)]
+                self._post(Failed(head.n, errno.EBADMSG, str(error), "note"))
             return
         with self._lock:
-            self._open[head.n] = len(items)
-        for key, item in items:
-            self._lanes.add(key, [item])
+            self._open.update(Counter([item.n for items in lanes.values() for item in items]))
+        for key, items in lanes.items():
+            self._lanes.add(key, items)
 
     def retry(self, ns: list[int]) -> None:
         """Try these notes again; and with them, in order, what could not be written to their logs before."""

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from pilotq.store import outbox
+
 _SCHEMA = """
 create table if not exists entry (
     n integer not null,
@@ -137,14 +139,13 @@ class Journal:
             known = {n for (n,) in self._db.execute("select distinct n from entry")}
             if not known:
                 return
-            outbox = sqlite3.connect(f"file:{self._queue}?mode=ro", uri=True, timeout=10)
+            queue = sqlite3.connect(f"file:{self._queue}?mode=ro", uri=True, timeout=10)
             try:
-                rows = outbox.execute("select n from outbox where n between ? and ?", (min(known), max(known)))
-                gone = known - {n for (n,) in rows}
+                waiting = {head.n for block in outbox.read(queue) for head in block.heads or ()}
             finally:
-                outbox.close()
+                queue.close()
             batch = _Batch()
-            batch.gone = [(n,) for n in gone]
+            batch.gone = [(n,) for n in known - waiting]
             self._commit(batch)
             (self._size,) = self._db.execute("select count(*) from entry").fetchone()
 

@@ -32,6 +32,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     cluster: int
     proc: int
     count: int
+    #: Where the note is in the outbox.
+    block: int
 
 
 class _State(Enum):

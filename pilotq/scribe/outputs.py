@@ -17,7 +17,7 @@ import threading
 from typing import NamedTuple
 
 from pilotq.core.records import Note
-from pilotq.model import STDERR, STDOUT, OutputFile
+from pilotq.model import STDERR, STDOUT
 from pilotq.scribe.lanes import Item
 from pilotq.scribe.reading import Places
 from pilotq.scribe.trouble import Trouble
@@ -28,6 +28,8 @@ OPEN_MAX = 128
 #: Syncs of one thread that wait at the same time; a disk serves them together.
 SYNC_THREADS = 8
 _NULL = os.makedev(1, 3)
+#: Of users' files; the umask applies.
+_MODE = 0o664
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -56,26 +58,28 @@ class Deliveries:
         self.troubles: dict[Item, Trouble] = {}
         self._files: list[_File] = []
         #: Open directories by path and by what is below it without a link; with those who have something there.
-        self._folders: dict[tuple[str, str], tuple[int, dict[Item, None]]] = {}
+        self._folders: dict[tuple[str, str], tuple[int, list[Item]]] = {}
         self._open = 0
 
     def add(self, item: Item, note: Note, places: Places) -> None:
         """Write all outputs of a note; `settle` makes them last."""
-        streams = {STDOUT: ("output", places.stdout), STDERR: ("error", places.stderr)}
-        pulled = f"{self._spool}/{note.cluster}.{note.proc}.{note.attempt}/"
         for index, output in enumerate(note.outputs):
-            what, path = streams.get(output.name) or (output.name, os.path.join(places.iwd, output.name))
+            is_stream = True
+            if output.name == STDOUT:
+                what, path = "output", places.stdout
+            elif output.name == STDERR:
+                what, path = "error", places.stderr
+            else:
+                what, path, is_stream = output.name, os.path.join(places.iwd, output.name), False
             if not path:
                 continue
             if self._open >= OPEN_MAX:
                 self.settle()
             try:
-                with _Source(output, f"{pulled}{index}") as source:
-                    if output.name in streams:
-                        self._write_in_place(item, what, path, source)
-                    else:
-                        mark = f".{note.cluster}.{note.proc}.{index}"
-                        self._write_part(item, path, output, places, source, mark)
+                if is_stream:
+                    self._write_in_place(item, what, path, note, index)
+                else:
+                    self._write_part(item, path, note, index, places)
             except OSError as error:
                 self._fail(item, what, path, error)
                 return
@@ -140,30 +144,31 @@ class Deliveries:
     def _fail(self, item: Item, what: str, path: str, error: OSError) -> None:
         self.troubles.setdefault(item, Trouble(what, path, error))
 
-    def _write_in_place(self, item: Item, what: str, path: str, source: _Source) -> None:
-        descriptor = open_regular(path, 0)
-        if descriptor is None:
-            return
-        try:
-            old_bytes = os.fstat(descriptor).st_size
-            if old_bytes:
-                os.ftruncate(descriptor, 0)
-            source.copy_to(descriptor)
-        except OSError:
-            os.close(descriptor)
-            raise
-        if source.size or old_bytes:
-            self._wait_for(_File(item, what, path, descriptor))
-        else:
-            os.close(descriptor)
+    def _write_in_place(self, item: Item, what: str, path: str, note: Note, index: int) -> None:
+        if note.outputs[index].size_bytes or not _made_empty(path):
+            with _Source(self._spool, note, index) as source:
+                descriptor = open_regular(path, 0)
+                if descriptor is None:
+                    return
+                try:
+                    old_bytes = os.fstat(descriptor).st_size
+                    if old_bytes:
+                        os.ftruncate(descriptor, 0)
+                    source.copy_to(descriptor)
+                except OSError:
+                    os.close(descriptor)
+                    raise
+            if source.size or old_bytes:
+                self._wait_for(_File(item, what, path, descriptor))
+            else:
+                os.close(descriptor)
         # A directory that only takes files cannot be opened; nothing but a crash of the machine would show it.
         with contextlib.suppress(PermissionError):
-            self._folder(item, os.path.dirname(path))
+            self._folder(item, path.rpartition("/")[0] or "/")
 
-    def _write_part(
-        self, item: Item, path: str, output: OutputFile, places: Places, source: _Source, mark: str
-    ) -> None:
+    def _write_part(self, item: Item, path: str, note: Note, index: int, places: Places) -> None:
         """Write a file under another name first, so that nobody ever sees a part of it."""
+        output = note.outputs[index]
         _check(output.name)
         target = _remapped(output.name, places)
         if target == "/dev/null":
@@ -174,12 +179,14 @@ class Deliveries:
         else:
             above, base = os.path.split(target)
             folder = self._folder(item, above)
-        part = f".{base.encode('utf-8', 'surrogateescape')[:100].decode('utf-8', 'ignore')}{mark}.part"
+        mark = f"{note.cluster}.{note.proc}.{index}"
+        part = f".{base.encode('utf-8', 'surrogateescape')[:100].decode('utf-8', 'ignore')}.{mark}.part"
         _unlink(part, folder)
         # The umask applies; set-uid, set-gid and sticky bits never come home.
         descriptor = os.open(part, _NEW, (output.mode & 0o777) | 0o600, dir_fd=folder)
         try:
-            source.copy_to(descriptor)
+            with _Source(self._spool, note, index) as source:
+                source.copy_to(descriptor)
         except OSError:
             os.close(descriptor)
             _unlink(part, folder)
@@ -197,10 +204,19 @@ class Deliveries:
         """An open directory; `below` is made where it is not there, and no link in it is followed."""
         known = self._folders.get((root, below))
         if known is None:
-            known = self._folders[root, below] = (_open_folder(root, below), {})
+            known = self._folders[root, below] = (_open_folder(root, below), [])
             self._open += 1
-        known[1][item] = None
+        known[1].append(item)
         return known[0]
+
+
+def _made_empty(path: str) -> bool:
+    """Make an empty file where nothing is, in one call."""
+    try:
+        os.mknod(path, stat.S_IFREG | _MODE)
+    except FileExistsError:
+        return False
+    return True
 
 
 def open_regular(path: str, flags: int) -> int | None:
@@ -209,7 +225,7 @@ def open_regular(path: str, flags: int) -> int | None:
     Raises: OSError; EINVAL for what is neither.
     """
     try:
-        descriptor = os.open(path, _WRITE | flags, 0o664)
+        descriptor = os.open(path, _WRITE | flags, _MODE)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise OSError(errno.EINVAL, "it is a FIFO or a socket, not a regular file") from None
@@ -226,10 +242,11 @@ def open_regular(path: str, flags: int) -> int | None:
 class _Source:
     """The bytes of an output, from the note or from the spool."""
 
-    def __init__(self, output: OutputFile, pulled: str) -> None:
+    def __init__(self, spool: str, note: Note, index: int) -> None:
+        output = note.outputs[index]
         self.size = output.size_bytes
         self._data = output.data
-        self._pulled = pulled
+        self._pulled = f"{spool}/{note.cluster}.{note.proc}.{note.attempt}/{index}"
         self._descriptor = -1
 
     def __enter__(self) -> _Source:

@@ -14,22 +14,19 @@ import msgspec
 
 from pilotq.condor.jobad import body_of
 from pilotq.core.records import Note
-from pilotq.model import PROC_MARK, ClusterBody, Facts, OutputFile, Resources, fill
+from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Resources
 from pilotq.scribe.lanes import Item
-from pilotq.store import DELTA_BLOCK, checksum
+from pilotq.store import DELTA_BLOCK, checksum, outbox
 
 #: Clusters and blocks of deltas kept decoded.
 CACHED = 500
 #: Procs of one item. A journal entry is named by the first proc of its item: never change this.
 ITEM_PROCS = 1000
-#: Lanes of a cluster for tasks without a log: what one thread writes at once is synced at once.
+#: Lanes of a cluster for tasks without a log: what one thread writes at once is synced at once, while others write.
 SHARED = "cluster "
-_SHARED_LANES = 4
+_SHARED_LANES = 2
 #: Neighbours, which often end at the same time, are in the same of them.
 _NEIGHBOURS = 256
-#: Notes read by one statement.
-_NOTES_AT_ONCE = 100
-_COLUMNS = "n, event, cluster, proc, count, at, attempt, final, facts, outputs, crc"
 
 
 class _Needs(msgspec.Struct):
@@ -39,19 +36,7 @@ class _Needs(msgspec.Struct):
 
 
 _unpack_needs = msgspec.msgpack.Decoder(_Needs).decode
-_unpack_facts = msgspec.msgpack.Decoder(Facts).decode
-_unpack_outputs = msgspec.msgpack.Decoder(list[OutputFile]).decode
 _unpack_block = msgspec.msgpack.Decoder(list[bytes]).decode
-
-
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """What of a note says who writes it."""
-
-    n: int
-    event: int
-    cluster: int
-    proc: int
-    count: int
 
 
 class Unreadable(Exception):  # noqa: N818
@@ -59,7 +44,7 @@ class Unreadable(Exception):  # noqa: N818
 
 
 class Places(msgspec.Struct, frozen=True):
-    """Where the things of one task go; no marks are left. All absolute; "": nowhere."""
+    """Where the things of one task go. All absolute; "": nowhere."""
 
     iwd: str
     log: str
@@ -70,12 +55,11 @@ class Places(msgspec.Struct, frozen=True):
 
 
 class _Cluster:
-    def __init__(self, packed: bytes, has_deltas: bool) -> None:
+    def __init__(self, packed: bytes) -> None:
         self.packed = packed
-        self.body = body_of(packed)
-        self.has_deltas = has_deltas
-        #: The log, and all places, when they are the same for every proc.
+        #: The log when it is the same for every proc.
         self.log: str | None = None
+        #: All places with the marks of the proc left in, when there are no deltas.
         self.places: Places | None = None
         self.needs: Resources | None = None
 
@@ -91,52 +75,51 @@ class Reader:
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
 
-    def heads(self, after: int, limit: int) -> list[Head]:
-        """The next notes of the outbox, in order."""
-        query = "select n, event, cluster, proc, count from outbox where n > ? order by n limit ?"
+    def blocks(self, after: int, limit: int) -> list[outbox.Block]:
+        """The next blocks of the outbox, in order."""
         with self._lock:
-            return [Head(*row) for row in self._db.execute(query, (after, limit))]
+            return outbox.read(self._db, after, limit)
 
-    def notes(self, ns: list[int]) -> dict[int, Note | None]:
-        """Notes by number; None for a damaged one, none for one that is gone."""
-        found: dict[int, Note | None] = {}
-        for start in range(0, len(ns), _NOTES_AT_ONCE):
-            some = ns[start : start + _NOTES_AT_ONCE]
-            query = f"select {_COLUMNS} from outbox where n in ({', '.join('?' * len(some))})"
-            with self._lock:
-                rows = self._db.execute(query, some).fetchall()
-            found.update((row[0], _note(row)) for row in rows)
-        return found
+    def notes(self, blocks: list[int]) -> dict[int, Note | None]:
+        """Notes of these blocks by number; a damaged block is None under its own, and one that is gone not there."""
+        with self._lock:
+            return outbox.notes(self._db, blocks)
 
-    def items(self, head: Head) -> list[tuple[str, Item]]:
-        """A note in parts that have one log each, with the name of the lane they belong to.
+    def items(self, block: outbox.Block) -> dict[str, list[Item]]:
+        """The notes of a block in parts that have one log each, by the lane they belong to.
 
         Raises: Unreadable.
         """
-        n, number, first, count = head.n, head.cluster, head.proc, head.count
+        if block.heads is None:
+            raise Unreadable(f"note {block.n} is damaged in the store")
+        n, number = block.n, block.cluster
         with self._lock:
             cluster = self._cluster(number)
+        # A block stays together, so that all of it is written at the same time.
+        shared = f"{SHARED}{number}.{block.heads[0].proc // _NEIGHBOURS % _SHARED_LANES}"
         if cluster.log is not None:
-            key = cluster.log or _shared_lane(number, first)
-            return [
-                (key, Item(n, number, proc, min(ITEM_PROCS, first + count - proc)))
-                for proc in range(first, first + count, ITEM_PROCS)
-            ]
-        return [
-            (self.places(number, proc).log or _shared_lane(number, proc), Item(n, number, proc, 1))
-            for proc in range(first, first + count)
-        ]
+            return {
+                cluster.log or shared: [
+                    Item(head.n, number, proc, min(ITEM_PROCS, head.proc + head.count - proc), n)
+                    for head in block.heads
+                    for proc in range(head.proc, head.proc + head.count, ITEM_PROCS)
+                ]
+            }
+        found: dict[str, list[Item]] = {}
+        for head in block.heads:
+            for proc in range(head.proc, head.proc + head.count):
+                lane = self.places(number, proc).log or shared
+                found.setdefault(lane, []).append(Item(head.n, number, proc, 1, n))
+        return found
 
     def places(self, number: int, proc: int) -> Places:
         """Raises: Unreadable."""
         with self._lock:
             cluster = self._cluster(number)
             if cluster.places is not None:
-                return cluster.places
-            body = cluster.body
-            if cluster.has_deltas:
-                body = body_of(cluster.packed, self._delta(number, proc))
-        return _places(body, number, proc)
+                return _of_proc(cluster.places, str(proc))
+            body = body_of(cluster.packed, self._delta(number, proc))
+        return _of_proc(_places(body, str(number)), str(proc))
 
     def needs(self, number: int, proc: int) -> Resources:
         """Raises: Unreadable."""
@@ -144,7 +127,7 @@ class Reader:
             cluster = self._cluster(number)
             if cluster.needs is None:
                 cluster.needs = self._description_needs(number)
-            if cluster.has_deltas:
+            if cluster.places is None:
                 return _unpack_needs(self._delta(number, proc)).needs or cluster.needs
             return cluster.needs
 
@@ -171,14 +154,11 @@ class Reader:
         if row is None or checksum(row[:-1]) != row[-1]:
             raise Unreadable(f"cluster {number} is damaged in the store")
         deltas = self._db.execute("select 1 from delta where cluster = ? limit 1", (number,)).fetchone()
-        cluster = _Cluster(row[-2], deltas is not None)
-        body = cluster.body
-        if deltas is None and not any(PROC_MARK in text for text in (body.iwd, body.log)):
-            places = _places(body, number, 0)
-            cluster.log = places.log
-            texts = (body.stdout, body.stderr, *body.remaps, *body.remaps.values())
-            if not any(PROC_MARK in text for text in texts):
-                cluster.places = places
+        cluster = _Cluster(row[-2])
+        if deltas is None:
+            places = cluster.places = _places(body_of(cluster.packed), str(number))
+            if PROC_MARK not in places.log:
+                cluster.log = places.log
         _remember(self._clusters, number, cluster)
         return cluster
 
@@ -196,31 +176,26 @@ class Reader:
         return block
 
 
-def _shared_lane(number: int, proc: int) -> str:
-    return f"{SHARED}{number}.{proc // _NEIGHBOURS % _SHARED_LANES}"
-
-
-def _places(body: ClusterBody, number: int, proc: int) -> Places:
-    iwd, *files, remaps = fill([body.iwd, body.log, body.stdout, body.stderr, body.remaps], number, proc)
-    log, stdout, stderr = (path and os.path.join(iwd, path) for path in files)
+def _places(body: ClusterBody, number: str) -> Places:
+    """With the marks of the proc left in."""
+    iwd = body.iwd.replace(CLUSTER_MARK, number)
+    log, stdout, stderr = (
+        path and os.path.join(iwd, path.replace(CLUSTER_MARK, number)) for path in (body.log, body.stdout, body.stderr)
+    )
+    remaps = {name.replace(CLUSTER_MARK, number): to.replace(CLUSTER_MARK, number) for name, to in body.remaps.items()}
     return Places(iwd, log, stdout, stderr, remaps)
 
 
-def _note(row: tuple[Any, ...]) -> Note | None:
-    n, event, cluster, proc, count, at, attempt, final, facts, outputs, crc = row
-    if checksum(row[:-1]) != crc:
-        return None
-    return Note(
-        n=n,
-        event=event,
-        cluster=cluster,
-        proc=proc,
-        count=count,
-        at=at,
-        facts=_unpack_facts(facts),
-        outputs=_unpack_outputs(outputs),
-        attempt=attempt,
-        final=bool(final),
+def _of_proc(places: Places, proc: str) -> Places:
+    """No marks are left."""
+    return Places(
+        places.iwd.replace(PROC_MARK, proc),
+        places.log.replace(PROC_MARK, proc),
+        places.stdout.replace(PROC_MARK, proc),
+        places.stderr.replace(PROC_MARK, proc),
+        {name.replace(PROC_MARK, proc): to.replace(PROC_MARK, proc) for name, to in places.remaps.items()}
+        if places.remaps
+        else places.remaps,
     )
 
 

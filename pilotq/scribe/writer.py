@@ -74,7 +74,9 @@ class Writer:
     def _write(self, log: Log, items: list[Item], is_ordered: bool) -> Verdict:
         verdict = Verdict()
         texts, troubles = self._prepare(items, is_ordered, has_log=log.descriptor is not None)
-        for index, item in enumerate(items):
+        if not troubles:
+            verdict.done = items
+        for index, item in enumerate(items if troubles else ()):
             trouble = troubles.get(item)
             if trouble is None:
                 verdict.done.append(item)
@@ -85,9 +87,10 @@ class Writer:
                 break
             else:
                 verdict.apart.append(item)
-        wanted = [(item.n, item.proc, text) for item in verdict.done if (text := texts.get(item))]
-        if wanted:
-            self._append(log, wanted, verdict)
+        if texts:
+            wanted = [(item.n, item.proc, text) for item in verdict.done if (text := texts.get(item))]
+            if wanted:
+                self._append(log, wanted, verdict)
         if self._written:
             self._written.difference_update((item.n, item.proc) for item in verdict.done)
         return verdict
@@ -96,14 +99,14 @@ class Writer:
         self, items: list[Item], is_ordered: bool, has_log: bool
     ) -> tuple[dict[Item, bytes], dict[Item, Trouble]]:
         """Bring all outputs home. Returns: the texts for the log; and what cannot be written."""
-        notes = self._reader.notes([item.n for item in items])
+        notes = self._reader.notes(list({item.block: None for item in items}))
         texts: dict[Item, bytes] = {}
         outputs = Deliveries(self._spool)
         troubles = outputs.troubles
         for item in items:
-            if (item.n, item.proc) in self._written or item.n not in notes:
+            if item.block not in notes or (item.n, item.proc) in self._written:
                 continue
-            note = notes[item.n]
+            note = notes.get(item.n)
             try:
                 if note is None:
                     raise Unreadable(f"note {item.n} is damaged in the store")

@@ -14,6 +14,7 @@ import msgspec
 
 from pilotq.core.records import TaskRows, TasksLeft
 from pilotq.model import Facts
+from pilotq.store.outbox import Waiting
 
 #: Tasks of one block at most.
 TASKS_MAX = 1000
@@ -142,7 +143,7 @@ class LeftTwiceError(Exception):
 
 
 class Ledger:
-    """The writer's memory of the table `task`: which block counts for which task, and for how many each counts."""
+    """The writer's memory of the tables: which block counts for which task, and for how many each counts."""
 
     def __init__(self) -> None:
         #: Numbers of the last block of `task`, of `history`.
@@ -152,6 +153,8 @@ class Ledger:
         self._where: dict[int, array[int]] = {}
         #: Block -> tasks it counts for.
         self._counts: dict[int, int] = {}
+        #: Of the outbox.
+        self.notes = Waiting()
 
     def put(self, n: int, cluster: int, procs: Sequence[int]) -> dict[int, int]:
         """From now on block `n` counts for these: blocks that did, and for how many others each still does."""

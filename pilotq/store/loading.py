@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pilotq.model import State
-from pilotq.store import Final, LiveCluster, Loaded, checksum
+from pilotq.store import Final, LiveCluster, Loaded, checksum, outbox
 from pilotq.store.blocks import LEFT, SPAN, Ledger, LeftTwiceError, procs_of, read_body
 
 #: Notes of one life of a master; far more than it can write, so numbers are never used twice.
@@ -78,6 +78,7 @@ class _Loading:
         self._clusters()
         self._history()
         self._tasks()
+        finals = self._notes()
         for number in self.lost:
             self._hold(number)
         (last,) = self.db.execute("select ifnull(max(cluster), 0) from cluster").fetchone()
@@ -88,12 +89,7 @@ class _Loading:
             next_cluster=last + 1,
             next_note=epoch * _NOTES_PER_EPOCH + 1,
             clusters=list(self.clusters.values()),
-            finals=[
-                Final(*row)
-                for row in self.db.execute(
-                    "select n, cluster, proc, count, attempt from outbox where final = 1 order by n"
-                )
-            ],
+            finals=finals,
             damage=self.damage,
         )
 
@@ -192,6 +188,21 @@ class _Loading:
             cluster.procs.extend([procs[place] for place in own])
             cluster.attempts.extend([attempts[place] for place in own])
             cluster.facts += [facts[place] for place in own]
+
+    def _notes(self) -> list[Final]:
+        """Those of the outbox that end tasks."""
+        finals: list[Final] = []
+        for block in outbox.read(self.db):
+            if block.heads is None:
+                self.damage.append(f"notes for the user of cluster {block.cluster} are damaged in the store")
+                if block.cluster in self.clusters:
+                    self.lost.add(block.cluster)
+                continue
+            self.ledger.notes.add(block.n, [head.n for head in block.heads])
+            finals += [
+                Final(head.n, block.cluster, head.proc, head.count, head.attempt) for head in block.heads if head.final
+            ]
+        return finals
 
     # ---- damage
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NoteAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
 from pilotq.model import Facts, Outcome, State
 from pilotq.store import Final, LiveCluster, Loaded, StoreFull
 
@@ -59,8 +59,8 @@ class MemoryStore:
                         self.history[task] = row
                 case ClusterLeft():
                     self.live.discard(record.cluster)
-                case NoteAdded():
-                    self.outbox[record.note.n] = record.note
+                case NotesAdded():
+                    self.outbox.update((note.n, note) for note in record.notes)
                 case NotesDone():
                     for n in record.ns:
                         self.outbox.pop(n, None)

@@ -87,17 +87,22 @@ create table if not exists history (
 );
 create index if not exists history_cluster on history (cluster, first, last, count);
 
--- Notes the scribe has not written yet: the fields of records.Note.
+-- Notes the scribe has not written yet, in blocks of those of a cluster that came in one commit (store/outbox.py).
 create table if not exists outbox (
+    -- of its first note
     n integer primary key,
-    event integer not null,
     cluster integer not null,
-    proc integer not null,
-    count integer not null,
-    at real not null,
-    attempt integer not null,
-    final integer not null,
-    facts blob not null,
-    outputs blob not null,
-    crc integer not null
+    -- of each note what it is for
+    heads blob not null,
+    crc integer not null,
+    -- of each note its moment, facts and outputs
+    body blob not null,
+    body_crc integer not null
 );
+
+-- Notes that are written, of blocks of which others are not.
+create table if not exists outbox_done (
+    block integer not null,
+    n integer not null,
+    primary key (block, n)
+) without rowid;

@@ -19,7 +19,7 @@ from pilotq.store.loading import load
 from pilotq.store.place import BALLAST_BYTES, Ballast, Lock, is_full, require_local
 from pilotq.store.writing import Rows
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: Pages (4 KiB) the WAL grows to before it is copied into the database.
 _CHECKPOINT_PAGES = 4000
 _WAL_BYTES_MAX = 64 << 20

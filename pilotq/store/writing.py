@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from pilotq.core.records import ClusterAdded, ClusterLeft, NoteAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
 from pilotq.model import Outcome, State
-from pilotq.store import DELTA_BLOCK, checksum
+from pilotq.store import DELTA_BLOCK, checksum, outbox
 from pilotq.store.blocks import Block, Ledger, blocks, pack_body, pack_procs
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -38,6 +38,7 @@ class Rows:
         self._history: list[tuple[Any, ...]] = []
         self._left: list[tuple[int]] = []
         self._notes: list[tuple[Any, ...]] = []
+        self._written: list[tuple[int, int]] = []
         self._done: list[tuple[int]] = []
 
     def take(self, record: Record) -> None:
@@ -51,10 +52,10 @@ class Rows:
             case ClusterLeft():
                 self._left.append((record.cluster,))
                 self._ledger.forget(record.cluster)
-            case NoteAdded():
-                self._add_note(record)
+            case NotesAdded():
+                self._add_notes(record.notes)
             case NotesDone():
-                self._done += [(n,) for n in record.ns]
+                self._end_notes(record.ns)
 
     def write(self, db: sqlite3.Connection) -> None:
         """In the transaction that is open."""
@@ -68,8 +69,10 @@ class Rows:
             ("insert into history values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._history),
             ("update cluster set live = 0 where cluster = ?", self._left),
             ("delete from file where cluster = ?", self._left),
-            ("insert into outbox values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._notes),
+            ("insert into outbox values (?, ?, ?, ?, ?, ?)", self._notes),
+            ("insert into outbox_done values (?, ?)", self._written),
             ("delete from outbox where n = ?", self._done),
+            ("delete from outbox_done where block = ?", self._done),
         )
         for statement, rows in statements:
             if rows:
@@ -127,21 +130,15 @@ class Rows:
             # Packed one block at a time while they are written: there may be a million.
             self._deltas.append(_delta_blocks(new.cluster, new.deltas))
 
-    def _add_note(self, added: NoteAdded) -> None:
-        note = added.note
-        row = (
-            note.n,
-            note.event,
-            note.cluster,
-            note.proc,
-            note.count,
-            float(note.at),
-            note.attempt,
-            int(note.final),
-            _pack(note.facts),
-            _pack(note.outputs),
-        )
-        self._notes.append((*row, checksum(row)))
+    def _add_notes(self, notes: list[Note]) -> None:
+        for some in outbox.blocks(notes):
+            self._notes.append(outbox.row(some))
+            self._ledger.notes.add(some[0].n, [note.n for note in some])
+
+    def _end_notes(self, ns: list[int]) -> None:
+        staying, going = self._ledger.notes.done(ns)
+        self._written += staying
+        self._done += [(n,) for n in going]
 
 
 def _head(n: int, cluster: int, block: Block) -> tuple[Any, ...]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import fcntl
+import functools
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,9 +36,43 @@ WAIT_S = 20
 POLL_MAX_S, POLL_MIN_S = 0.5, 0.02
 
 
+#: Linux: read and set the flags of a file; and ext4's flag for "what is below this is not related".
+_GET_FLAGS, _SET_FLAGS, _TOP_OF_TREES = 0x80086601, 0x40086602, 0x20000
+
+
 def new_directory(parent: str | None, what: str) -> Path:
-    """A temporary directory that the caller removes."""
-    return Path(tempfile.mkdtemp(prefix=f"pilotq-bench-{what}-", dir=parent))
+    """A temporary directory that the caller removes, on a part of the disk of which nothing was removed just before.
+
+    An ext4 without a journal takes no inode again for minutes and searches past all of them, each time it makes a file:
+    what one contestant removed made the files of the next up to ten times as dear. It puts directories where there are
+    the fewest; so what is around each stays until the end.
+    """
+    around = _spread(parent)
+    around = around / str(len(os.listdir(around)))
+    around.mkdir()
+    return Path(tempfile.mkdtemp(prefix=f"{what}-", dir=around))
+
+
+def _remove_empty(folder: Path) -> None:
+    """What a contestant left is for a person to look at."""
+    for path in (*folder.iterdir(), folder):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+@functools.cache
+def _spread(parent: str | None) -> Path:
+    """A directory whose directories lie apart from each other, where the file system can do that."""
+    folder = Path(tempfile.mkdtemp(prefix="pilotq-bench-", dir=parent))
+    atexit.register(_remove_empty, folder)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            flags = struct.unpack("l", fcntl.ioctl(descriptor, _GET_FLAGS, bytes(8)))[0]
+            fcntl.ioctl(descriptor, _SET_FLAGS, struct.pack("l", flags | _TOP_OF_TREES))
+    finally:
+        os.close(descriptor)
+    return folder
 
 
 class Pool:

@@ -198,8 +198,8 @@ _HOPS = (
 REASONS: dict[tuple[int, str], str] = {
     (1, "rate"): (
         "A task costs about 0.6 ms of CPU for its process, as in C, 0.26 to 0.33 in the keepers, 0.07 in worker, "
-        "foreman and master; with outputs, 0.15 ms in the scribe, 0.08 more in the master, and what the kernel needs "
-        "to make and sync two more files a task. None of the peers and none of the programs in C syncs anything."
+        "foreman and master; with outputs, 0.04 ms in the scribe, half of it in the kernel that makes two more files a "
+        "task, and 0.02 more in the master. None of the peers and none of the programs in C syncs anything."
     ),
     (3, "latency p50"): _HOPS,
     (3, "latency p99"): _HOPS,

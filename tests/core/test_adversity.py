@@ -13,7 +13,6 @@ from pilotq.core import foreman as f
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
 from pilotq.core.master import Limits
-from pilotq.core.queue import Final
 from pilotq.core.turn import Now
 from pilotq.errors import PeerError
 from pilotq.model import Ended, Outcome, OutputFile, Resources, State
@@ -155,7 +154,7 @@ def test_many_attempts() -> None:
 
 def test_a_note_of_a_cluster_that_cannot_be_served() -> None:
     world = World()
-    world.master.queue.finals[5] = Final(77, 0, 1)
+    world.master.queue.finals[5] = wire.Token(77, 0, 1)
     world.do(t.Undelivered(5, 13, "no permission"))
     assert not world.master.queue.stuck
 

@@ -14,7 +14,7 @@ from typing import Any
 from pilotq import wire
 from pilotq.core import turn as t
 from pilotq.core.master import Limits, MasterCore
-from pilotq.core.records import NoteAdded
+from pilotq.core.records import NotesAdded
 from pilotq.core.turn import Now, Route
 from pilotq.model import STDERR, STDOUT, Ended, Outcome, OutputFile, Resources, Usage
 
@@ -70,7 +70,8 @@ class Counted:
             turn = self.core.handle(event, self.now)
         self.turns += bool(turn.records)
         self.records += len(turn.records)
-        finals = [record.note.n for record in turn.records if isinstance(record, NoteAdded) and record.note.final]
+        notes = [note for record in turn.records if isinstance(record, NotesAdded) for note in record.notes]
+        finals = [note.n for note in notes if note.final]
         for action in turn.actions:
             if isinstance(action, t.SendAssign):
                 self.assigned.append(action)
@@ -111,11 +112,11 @@ def test_a_plain_task_costs_the_master_little() -> None:
     assert counted.turns / COUNT <= 0.06
 
 
-def test_a_task_with_outputs_is_noted_once() -> None:
+def test_tasks_with_outputs_are_noted_and_ended_together() -> None:
     counted = Counted(WITH_OUTPUTS)
     counted.run()
-    assert counted.instructions / COUNT <= 1.2 * 1680
+    assert counted.instructions / COUNT <= 1.2 * 700
     assert counted.messages / COUNT <= 0.15
     assert counted.bytes / COUNT <= 90
-    assert counted.records / COUNT <= 1.2
+    assert counted.records / COUNT <= 0.25
     assert counted.turns / COUNT <= 0.11

@@ -12,8 +12,8 @@ from pilotq import wire
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
 from pilotq.core.master import Limits, MasterCore
-from pilotq.core.queue import Final, Queue
-from pilotq.core.records import ClusterAdded, Note, NoteAdded, NotesDone, TaskRows, TasksLeft
+from pilotq.core.queue import Queue
+from pilotq.core.records import ClusterAdded, Note, NotesAdded, NotesDone, TaskRows, TasksLeft
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Route
 from pilotq.core.worker import Options, WorkerCore
@@ -47,9 +47,9 @@ class Remembered:
                     else:
                         self.rows.pop((record.cluster, proc), None)
                         self.history.append((record.cluster, proc, state, attempt, facts))
-            elif isinstance(record, NoteAdded):
-                self.outbox[record.note.n] = record.note
-                self.last_note = record.note.n
+            elif isinstance(record, NotesAdded):
+                self.outbox.update((note.n, note) for note in record.notes)
+                self.last_note = max(self.last_note, record.notes[-1].n)
             elif isinstance(record, NotesDone):
                 for n in record.ns:
                     self.outbox.pop(n, None)
@@ -231,7 +231,7 @@ class World:
                 queue.ready.add(cluster)
         for note in self.disk.outbox.values():
             if note.final:
-                queue.finals[note.n] = Final(note.cluster, note.proc, note.attempt)
+                queue.finals[note.n] = wire.Token(note.cluster, note.proc, note.attempt)
         self.master = MasterCore(self.limits, self.evaluate, self.now, queue)
         for node in self.workers.values():
             node.inbox.clear()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pilotq.core.records import ClusterAdded, Note, NoteAdded, NotesDone
+from pilotq.core.records import ClusterAdded, Note, NotesAdded, NotesDone
 from pilotq.model import ClusterBody, Description, Facts, OutputFile
 from pilotq.scribe.desk import Desk
 from pilotq.scribe.events import EventTexts
@@ -57,7 +57,7 @@ class House:
         final = bool(outputs) or event in (5, -1)
         facts = Facts(outcome=0, host="n1")
         new = Note(self._notes, event, cluster, proc, count, 1700000000.0, facts, outputs or [], 1, final)
-        self.store.commit([NoteAdded(new)])
+        self.store.commit([NotesAdded([new])])
         return self._notes
 
     def done(self, ns: list[int]) -> None:
@@ -76,9 +76,9 @@ class House:
     def items(self) -> dict[str, list[Item]]:
         """Everything in the outbox, by lane."""
         reader, found = Reader(self.state / "queue.db"), {}
-        for head in reader.heads(0, 100_000):
-            for key, item in reader.items(head):
-                found.setdefault(key, []).append(item)
+        for block in reader.blocks(0, 100_000):
+            for key, items in reader.items(block).items():
+                found.setdefault(key, []).extend(items)
         return found
 
     def write(self, text: Text = plain) -> Verdict:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from pilotq.core.records import ClusterAdded, Note, NoteAdded, Record, TaskRows, TasksLeft
+from pilotq.core.records import ClusterAdded, Note, NotesAdded, Record, TaskRows, TasksLeft
 from pilotq.model import STDOUT, ClusterBody, Description, Facts, Outcome, OutputFile, State
 from pilotq.store import Loaded
 from pilotq.store.sqlite import SqliteStore
@@ -52,9 +52,9 @@ def mixed(number: int, procs: list[int]) -> TaskRows:
     return TaskRows(number, procs, states, [1 + proc % 2 for proc in procs], [some[proc % 7 % 3] for proc in procs])
 
 
-def note(n: int, number: int, proc: int = 0, *, final: bool = False) -> NoteAdded:
+def note(n: int, number: int, proc: int = 0, *, final: bool = False) -> NotesAdded:
     outputs = [OutputFile(STDOUT, 3, 0o644, b"hi\n")] if final else []
-    return NoteAdded(Note(n, 5, number, proc, 1, 1700000100.5, outputs=outputs, attempt=1, final=final))
+    return NotesAdded([Note(n, 5, number, proc, 1, 1700000100.5, outputs=outputs, attempt=1, final=final)])
 
 
 def started(path: Path, *commits: list[Record], ballast_bytes: int = 1 << 20) -> SqliteStore:

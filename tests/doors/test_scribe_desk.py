@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from scribe_data import House, Office, pack
 
+from pilotq.core.records import Note, NotesAdded
 from pilotq.model import PROC_MARK, STDOUT, OutputFile
 from pilotq.scribe import desk as desk_module
 from pilotq.scribe import lanes as lanes_module
@@ -124,7 +125,7 @@ def test_damage_in_the_store_is_a_failure_of_that_note(house: House) -> None:
     house.note(number, 0)
     house.note(number, 1)
     house.note(damaged, 0)
-    house.store._open_db.execute("update outbox set proc = 1 where n = 1")
+    house.store._open_db.execute("update outbox set heads = x'90' where n = 1")
     house.store._open_db.execute("update cluster set body = x'80' where cluster = 2")
     office = Office(house)
     office.desk.wake()
@@ -219,15 +220,36 @@ def test_notes_of_one_cluster_without_a_log_are_told_together(house: House) -> N
     assert office.told < 40
 
 
+def test_one_that_fails_among_notes_that_came_together_fails_alone_and_others_are_not_written_again(
+    house: House,
+) -> None:
+    deltas = [pack({"stdout": f"{house.user}/{'no/' if proc == 2 else ''}o.{proc}"}) for proc in range(5)]
+    number = house.cluster(5, deltas)
+    notes = [Note(1 + p, -1, number, p, 1, 1.0, outputs=out(b""), attempt=1, final=True) for p in range(5)]
+    house.store.commit([NotesAdded(notes)])
+    office = Office(house)
+    office.desk.wake()
+    office.wait(done=4, failed=1)
+    assert sorted(office.done) == [1, 2, 4, 5] and office.failed[0].n == 3
+    house.done(office.done)
+    for path in house.user.iterdir():
+        path.unlink()
+    (house.user / "no").mkdir()
+    again = Office(house)
+    again.desk.wake()
+    again.wait(done=1)
+    assert again.done == [3] and os.listdir(house.user) == ["no"] and os.listdir(house.user / "no") == ["o.2"]
+
+
 # ---- lanes
 
 
 def test_a_stuck_lane_holds_up_nobody_else() -> None:
     lanes = Lanes(lambda: None)
     for number in range(THREADS):
-        lanes.add(f"stuck {number}", [Item(number, 1, 0, 1)])
+        lanes.add(f"stuck {number}", [Item(number, 1, 0, 1, number)])
     held = [lanes.take(10) for _ in range(THREADS)]
-    lanes.add("well", [Item(100, 1, 0, 1)])
+    lanes.add("well", [Item(100, 1, 0, 1, 100)])
     for work in held:
         assert work is not None
         work[0].busy_since -= lanes_module.STUCK_S + 1
@@ -241,14 +263,14 @@ def test_a_stuck_lane_holds_up_nobody_else() -> None:
 
 def test_items_of_one_lane_are_given_to_one_thread_at_a_time_in_order() -> None:
     lanes = Lanes(lambda: None)
-    items = [Item(n, 1, 0, 1) for n in range(5)]
+    items = [Item(n, 1, 0, 1, n) for n in range(5)]
     lanes.add("a", items[:3])
     work = lanes.take(2)
     assert work is not None
     lane, batch = work
     assert batch == items[:2]
     lanes.add("a", items[3:])
-    lanes.add("b", [Item(9, 1, 0, 1)])
+    lanes.add("b", [Item(9, 1, 0, 1, 9)])
     other = lanes.take(2)
     assert other is not None and other[0].key == "b"
     lanes.finish(lane, 2, [items[1]])
@@ -260,7 +282,7 @@ def test_too_many_items_are_not_taken_in_at_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(lanes_module, "ITEMS_MAX", 10)
     told = threading.Event()
     lanes = Lanes(told.set)
-    lanes.add("a", [Item(n, 1, 0, 1) for n in range(10)])
+    lanes.add("a", [Item(n, 1, 0, 1, n) for n in range(10)])
     assert not lanes.has_room
     work = lanes.take(8)
     assert work is not None
@@ -271,7 +293,7 @@ def test_too_many_items_are_not_taken_in_at_once(monkeypatch: pytest.MonkeyPatch
 def test_lanes_that_do_not_move_take_nobodys_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes_module, "ITEMS_MAX", 10)
     lanes = Lanes(lambda: None)
-    lanes.add("blocked", [Item(n, 1, 0, 1) for n in range(10)])
+    lanes.add("blocked", [Item(n, 1, 0, 1, n) for n in range(10)])
     work = lanes.take(1)
     assert work is not None
     left = lanes.finish(work[0], 1, work[1], again=False)

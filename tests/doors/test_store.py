@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from store_data import cluster, left, note, pack, rows, tasks
 
-from pilotq.core.records import ClusterLeft, NotesDone
+from pilotq.core.records import ClusterLeft, Note, NotesAdded, NotesDone
 from pilotq.model import ClusterBody, Outcome, State
 from pilotq.store import Final, Store
 from pilotq.store.memory import MemoryStore
@@ -121,3 +121,14 @@ def test_notes_wait_until_they_are_done(restart: Restart) -> None:
     assert store.load().finals == [Final(2, 1, 2, 1, 1), Final(3, 1, 3, 1, 1)]
     store.commit([NotesDone([2, 77])])
     assert restart().load().finals == [Final(3, 1, 3, 1, 1)]
+
+
+def test_notes_that_came_together_are_done_one_by_one(restart: Restart) -> None:
+    store = restart()
+    notes = [Note(n, -1, 1, n, 1, 1.0, attempt=1, final=True) for n in range(1, 6)]
+    store.commit([cluster(1, 9), NotesAdded(notes)])
+    store.commit([NotesDone([2, 5])])
+    for done, left_over in (([], [1, 3, 4]), ([3, 1, 2], [4]), ([4], [])):
+        store = restart()
+        store.commit([NotesDone(done)])
+        assert [final.n for final in store.load().finals] == left_over

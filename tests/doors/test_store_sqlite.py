@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from store_data import cluster, left, mixed, note, rows, started, tasks
 
-from pilotq.core.records import ClusterLeft, NotesDone, Record
+from pilotq.core.records import ClusterLeft, Note, NotesAdded, NotesDone, Record
 from pilotq.errors import UserError
 from pilotq.model import State
 from pilotq.store import StoreBroken, StoreDamaged, StoreFull
 from pilotq.store.loading import load
+from pilotq.store.outbox import NOTES_MAX
 from pilotq.store.place import filesystem, require_local
 from pilotq.store.sqlite import SqliteStore
 
@@ -38,7 +39,7 @@ SCENARIO: list[list[Record]] = [
 
 def seen(db: sqlite3.Connection) -> list[object]:
     """Everything in a store but the number of its starts."""
-    tables = ("cluster", "delta", "file", "task", "history", "outbox")
+    tables = ("cluster", "delta", "file", "task", "history", "outbox", "outbox_done")
     return [db.execute(f"select * from {table}").fetchall() for table in tables]
 
 
@@ -449,3 +450,25 @@ def test_a_store_opens_on_a_full_disk(small_disk: Path) -> None:
     assert [live.cluster for live in store.load().clusters] == [1]
     assert not store.has_ballast
     store.close()
+
+
+def test_nothing_is_left_of_notes_that_are_written(tmp_path: Path) -> None:
+    notes = [Note(n, -1, 1, n, 1, 1.0, attempt=1, final=True) for n in range(1, 2 * NOTES_MAX)]
+    store = started(tmp_path / "queue.db", [cluster(1, 5000), NotesAdded(notes)])
+    count = "select (select count(*) from outbox), (select count(*) from outbox_done)"
+    assert store._open_db.execute(count).fetchone() == (2, 0)
+    store.commit([NotesDone([1, 2, NOTES_MAX + 1])])
+    assert store._open_db.execute(count).fetchone() == (2, 3)
+    store.commit([NotesDone(list(range(3, NOTES_MAX + 1)))])
+    assert store._open_db.execute(count).fetchone() == (1, 1)
+    store.commit([NotesDone(list(range(NOTES_MAX + 2, 2 * NOTES_MAX)))])
+    assert store._open_db.execute(count).fetchone() == (0, 0)
+
+
+def test_a_cluster_whose_notes_are_damaged_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    notes = [Note(1, -1, 1, 0, 1, 1.0, attempt=1, final=True)]
+    store = started(path, [cluster(1, 2), rows(1, [0], State.STAGING_OUT), NotesAdded(notes)])
+    store._open_db.execute("update outbox set heads = x'90'")
+    loaded = store.load()
+    assert not loaded.finals and set(loaded.clusters[0].damaged) == {0, 1} and "notes" in loaded.damage[0]

@@ -19,7 +19,7 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     found.close()
 
 
-@pytest.mark.parametrize(("more", "commits_max"), [("", 0.25), ("output = o.$(Process)\nerror = e.$(Process)\n", 0.5)])
+@pytest.mark.parametrize(("more", "commits_max"), [("", 0.25), ("output = o.$(Process)\nerror = e.$(Process)\n", 0.35)])
 def test_commits_carry_many_tasks(parts: Parts, more: str, commits_max: float) -> None:
     """Results come in batches; with outputs there is one more commit for what the scribe has written."""
     parts.start_all(slots=2, foremen=1)

@@ -1,0 +1,132 @@
+"""How notes lie in the outbox: those of a cluster that came in one commit are a block.
+
+The heads of a block say of each note what it is for, so that nobody reads the outputs of a note before they are to be
+written. A block goes when all of its notes are written; until then those of them that are stand in `outbox_done`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pilotq.core.records import Note
+from pilotq.model import Facts, OutputFile
+from pilotq.store import checksum
+
+#: Notes of one block, and about so many bytes of their outputs: who wants one of them reads them all.
+NOTES_MAX = 500
+_BYTES_MAX = 1 << 20
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a note is for, without what is in it."""
+
+    n: int
+    event: int
+    proc: int
+    count: int
+    attempt: int
+    final: bool
+
+
+class Block(NamedTuple):
+    """Notes of a cluster that are not written. `heads` is None when they cannot be read."""
+
+    n: int
+    cluster: int
+    heads: list[Head] | None
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_heads = msgspec.msgpack.Decoder(list[Head]).decode
+_unpack_body = msgspec.msgpack.Decoder(list[tuple[float, Facts, list[OutputFile]]]).decode
+
+
+def blocks(notes: list[Note]) -> Iterator[list[Note]]:
+    """Notes of one cluster in parts that are a row each."""
+    start = size = 0
+    for at, note in enumerate(notes):
+        more = sum([len(output.data or b"") for output in note.outputs])
+        if at - start == NOTES_MAX or (size and size + more > _BYTES_MAX):
+            yield notes[start:at]
+            start, size = at, 0
+        size += more
+    yield notes[start:]
+
+
+def row(notes: list[Note]) -> tuple[Any, ...]:
+    """A block as a row of the table."""
+    heads = [(note.n, note.event, note.proc, note.count, note.attempt, note.final) for note in notes]
+    head = (notes[0].n, notes[0].cluster, _pack(heads))
+    body = _pack([(note.at, note.facts, note.outputs) for note in notes])
+    return *head, checksum(head), body, zlib.crc32(body)
+
+
+def read(db: sqlite3.Connection, after: int = -1, limit: int = -1) -> list[Block]:
+    """Blocks after this one, in order, with what is not written of them."""
+    found = db.execute(
+        "select n, cluster, heads, crc from outbox where n > ? order by n limit ?", (after, limit)
+    ).fetchall()
+    if not found:
+        return []
+    span = found[0][0], found[-1][0]
+    done = {n for (n,) in db.execute("select n from outbox_done where block between ? and ?", span)}
+    return [_block(row, done) for row in found]
+
+
+def _block(row: tuple[Any, ...], done: set[int]) -> Block:
+    n, number, packed, crc = row
+    if checksum(row[:-1]) != crc:
+        return Block(n, number, None)
+    heads = _unpack_heads(packed)
+    return Block(n, number, [head for head in heads if head.n not in done] if done else heads)
+
+
+def notes(db: sqlite3.Connection, wanted: list[int]) -> dict[int, Note | None]:
+    """All notes of these blocks by number; a damaged block is None under its own."""
+    marks = ", ".join("?" * len(wanted))
+    found: dict[int, Note | None] = {}
+    for n, number, heads, crc, body, body_crc in db.execute(f"select * from outbox where n in ({marks})", wanted):
+        if checksum((n, number, heads)) != crc or zlib.crc32(body) != body_crc:
+            found[n] = None
+            continue
+        for head, (at, facts, outputs) in zip(_unpack_heads(heads), _unpack_body(body), strict=True):
+            found[head.n] = Note(
+                head.n, head.event, number, head.proc, head.count, at, facts, outputs, head.attempt, head.final
+            )
+    return found
+
+
+class Waiting:
+    """The writer's memory of the outbox: the notes that are not written, and their blocks."""
+
+    def __init__(self) -> None:
+        self._block_of: dict[int, int] = {}
+        #: How many of each block.
+        self._left: dict[int, int] = {}
+
+    def add(self, block: int, ns: list[int]) -> None:
+        self._block_of.update(dict.fromkeys(ns, block))
+        self._left[block] = len(ns)
+
+    def done(self, ns: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
+        """These are written: those whose block stays, as (block, note), and the blocks that go."""
+        touched: dict[int, list[int]] = {}
+        for n in ns:
+            block = self._block_of.pop(n, None)
+            if block is not None:
+                touched.setdefault(block, []).append(n)
+        staying: list[tuple[int, int]] = []
+        going: list[int] = []
+        for block, own in touched.items():
+            self._left[block] -= len(own)
+            if self._left[block]:
+                staying += [(block, n) for n in own]
+            else:
+                del self._left[block]
+                going.append(block)
+        return staying, going
