@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from pilotq.store import Store, StoreDamaged, StoreFull
 
 log = logging.getLogger(__name__)
 
+#: What nobody waits for goes with the next message, or after this: each message costs every process on its way a turn.
+IDLE_SEND_S = 0.02
+_MAY_WAIT = (wire.Ack, wire.Forget)
 #: Descriptions kept packed in memory.
 DESCRIPTIONS_MAX = 2000
 
@@ -52,6 +56,9 @@ class Performer:
         self.stopping = ""
         self._descriptions: dict[int, bytes] = {}
         self._templates: dict[int, Template] = {}
+        #: Something to be sent must not wait; otherwise the timer after which all is sent.
+        self._is_urgent = False
+        self._idle_send: asyncio.TimerHandle | None = None
 
     def on_batch(self, peer: bytes, user: str, frames: list[bytes]) -> None:
         role, _, name = user.partition(":")
@@ -133,13 +140,24 @@ class Performer:
                 self.engine.put(t.Act(0, "hold", [(action.cluster, -1)], str(found[index])))
                 continue
             self._performers[type(action)](self, action, found.get(index))
+        if self._is_urgent:
+            self._is_urgent = False
+            self.listener.flush()
+        elif self._idle_send is None and self.listener.has_waiting:
+            self._idle_send = self.engine.loop.call_later(IDLE_SEND_S, self._send_waiting)
+
+    def _send_waiting(self) -> None:
+        self._idle_send = None
         self.listener.flush()
 
     def _send(self, action: t.Send, _: Any) -> None:
         self.listener.send(action.route.peer, action.route.session, wire.pack(action.message))
+        if not isinstance(action.message, _MAY_WAIT):
+            self._is_urgent = True
 
     def _send_assign(self, action: t.SendAssign, payloads: list[bytes] | None) -> None:
         peer, session = action.route
+        self._is_urgent = True
         if not payloads:
             message = wire.Assign(action.cluster, action.procs, action.attempts)
             self.listener.send(peer, session, wire.pack(message))
@@ -151,6 +169,7 @@ class Performer:
         while len(self._descriptions) >= DESCRIPTIONS_MAX:
             self._descriptions.pop(next(iter(self._descriptions)))
         self._descriptions[action.cluster] = payload
+        self._is_urgent = True
         self.listener.send(action.peer, b"", payload)
 
     def _answer(self, action: t.Answer, _: Any) -> None:
