@@ -15,7 +15,7 @@ from pilotq.core.match import Matcher
 from pilotq.core.peers import Peers
 from pilotq.core.policy import Policy
 from pilotq.core.queue import Queue
-from pilotq.core.records import Record, TaskRows, TasksLeft
+from pilotq.core.records import NoteAdded, Record, TaskRows, TasksLeft
 from pilotq.core.results import Results
 from pilotq.core.sessions import Sessions
 from pilotq.core.tasks import Cluster
@@ -291,9 +291,16 @@ class MasterCore(t.Core):
         if self._waits:
             self._answer_waits(records)
         actions, self.actions = self.actions, []
+        at_once, is_told = [], True
         if queue.next_note > self._woken:
             self._woken = queue.next_note
             actions.append(t.WakeScribe(queue.next_note - 1))
+            # To bring outputs home twice does no harm; an event in a log would be there twice.
+            notes = [record.note for record in records if isinstance(record, NoteAdded)]
+            silent = [note for note in notes if note.event < 0]
+            if silent:
+                at_once.append(t.HandNotes(silent))
+            is_told = len(silent) == len(notes)
         for number in queue.gone:
             actions.append(t.ClusterGone(number))
             for peer, told in self.peers.told.items():
@@ -305,7 +312,7 @@ class MasterCore(t.Core):
         if self.draining and not self.stopped and self._is_drained():
             self.stopped = True
             actions.append(t.Stop("drained"))
-        return Turn(records, actions)
+        return Turn(records, actions, at_once, may_wait=is_told and all(map(t.may_wait, actions)))
 
     def _is_drained(self) -> bool:
         waiting = (State.IDLE, State.ASSIGNED, State.RUNNING, State.SUSPENDED, State.STAGING_OUT)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 #: What nobody waits for goes with the next message, or after this: each message costs every process on its way a turn.
 IDLE_SEND_S = 0.02
-_MAY_WAIT = (wire.Ack, wire.Forget)
+_SENDS = (t.Send, t.SendAssign, t.SendDescription)
 #: Descriptions kept packed in memory.
 DESCRIPTIONS_MAX = 2000
 
@@ -56,8 +56,7 @@ class Performer:
         self.stopping = ""
         self._descriptions: dict[int, bytes] = {}
         self._templates: dict[int, Template] = {}
-        #: Something to be sent must not wait; otherwise the timer after which all is sent.
-        self._is_urgent = False
+        #: After which all is sent that nobody waits for.
         self._idle_send: asyncio.TimerHandle | None = None
 
     def on_batch(self, peer: bytes, user: str, frames: list[bytes]) -> None:
@@ -140,8 +139,7 @@ class Performer:
                 self.engine.put(t.Act(0, "hold", [(action.cluster, -1)], str(found[index])))
                 continue
             self._performers[type(action)](self, action, found.get(index))
-        if self._is_urgent:
-            self._is_urgent = False
+        if any(isinstance(action, _SENDS) and not t.may_wait(action) for action in actions):
             self.listener.flush()
         elif self._idle_send is None and self.listener.has_waiting:
             self._idle_send = self.engine.loop.call_later(IDLE_SEND_S, self._send_waiting)
@@ -152,12 +150,9 @@ class Performer:
 
     def _send(self, action: t.Send, _: Any) -> None:
         self.listener.send(action.route.peer, action.route.session, wire.pack(action.message))
-        if not isinstance(action.message, _MAY_WAIT):
-            self._is_urgent = True
 
     def _send_assign(self, action: t.SendAssign, payloads: list[bytes] | None) -> None:
         peer, session = action.route
-        self._is_urgent = True
         if not payloads:
             message = wire.Assign(action.cluster, action.procs, action.attempts)
             self.listener.send(peer, session, wire.pack(message))
@@ -169,7 +164,6 @@ class Performer:
         while len(self._descriptions) >= DESCRIPTIONS_MAX:
             self._descriptions.pop(next(iter(self._descriptions)))
         self._descriptions[action.cluster] = payload
-        self._is_urgent = True
         self.listener.send(action.peer, b"", payload)
 
     def _answer(self, action: t.Answer, _: Any) -> None:
@@ -195,6 +189,7 @@ class Performer:
         t.Collect: lambda self, action, _: self.collector.begin(action.route, action.token, action.outputs),
         t.Discard: lambda self, action, _: self.collector.discard(action.token),
         t.WakeScribe: lambda self, action, _: self.scribe.wake(action.n),
+        t.HandNotes: lambda self, action, _: self.scribe.hand(action.notes),
         t.RetryNotes: lambda self, action, _: self.scribe.retry(action.ns),
     }
 

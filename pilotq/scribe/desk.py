@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from pilotq.core.records import Note
 from pilotq.scribe.lanes import THREADS, THREADS_MAX, Item, Lane, Lanes
 from pilotq.scribe.messages import Done, Failed, FromScribe
 from pilotq.scribe.reading import Head, Reader, Unreadable
@@ -42,6 +43,8 @@ class Desk:
         self._patience_s = patience_s
         self._lanes = Lanes(on_room)
         self._last = 0
+        #: Of notes that are taken in, the numbers beyond `_last`.
+        self._ahead: set[int] = set()
         self._threads = 0
         self._lock = threading.Lock()
         #: Notes under way: items that are not written.
@@ -60,8 +63,24 @@ class Desk:
             if not heads:
                 return
             for head in heads:
-                self._take_in(head)
+                if head.n not in self._ahead:
+                    self._take_in(head)
                 self._last = head.n
+            self._pass_over()
+
+    def take(self, notes: list[Note]) -> None:
+        """Take in notes that came by hand; they may not be in the outbox yet."""
+        for note in notes:
+            self._reader.hold(note)
+            self._take_in(Head(note.n, note.event, note.cluster, note.proc, note.count))
+            self._ahead.add(note.n)
+        self._pass_over()
+
+    def _pass_over(self) -> None:
+        """Notes are committed in order: what is in the outbox before `_last` was seen."""
+        while self._last + 1 in self._ahead:
+            self._last += 1
+        self._ahead = {n for n in self._ahead if n > self._last}
 
     def _take_in(self, head: Head) -> None:
         try:
@@ -143,7 +162,10 @@ class Desk:
                     del self._open[item.n]
                     self._told.pop(item.n, None)
                     done.append(item.n)
+                    self._reader.let_go(item.n)
             for item, _ in verdict.failed:
+                # Tried again after the commit of its failure only.
+                self._reader.let_go(item.n)
                 self._parked.setdefault(item.n, []).append((key, item))
         if done:
             self._post(Done(done))

@@ -90,6 +90,15 @@ class Reader:
         self._lock = threading.Lock()
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        #: Notes that came by hand.
+        self._held: dict[int, Note] = {}
+
+    def hold(self, note: Note) -> None:
+        """This need not be read, and may not be there yet."""
+        self._held[note.n] = note
+
+    def let_go(self, n: int) -> None:
+        self._held.pop(n, None)
 
     def heads(self, after: int, limit: int) -> list[Head]:
         """The next notes of the outbox, in order."""
@@ -99,7 +108,8 @@ class Reader:
 
     def notes(self, ns: list[int]) -> dict[int, Note | None]:
         """Notes by number; None for a damaged one, none for one that is gone."""
-        found: dict[int, Note | None] = {}
+        found: dict[int, Note | None] = {n: self._held[n] for n in ns if n in self._held}
+        ns = [n for n in ns if n not in found]
         for start in range(0, len(ns), _NOTES_AT_ONCE):
             some = ns[start : start + _NOTES_AT_ONCE]
             query = f"select {_COLUMNS} from outbox where n in ({', '.join('?' * len(some))})"
