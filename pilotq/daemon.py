@@ -5,8 +5,9 @@
    transaction in the store's thread.
 3. Only then perform the actions, in order.
 
-Nothing leaves before the commit that makes it true. Memory is never rolled back: a commit that fails because the disk
-is full is tried again unchanged; any other failure ends the process, and the restart reads the truth from disk.
+Nothing leaves before the commit that makes it true; only what may be done twice begins before it. What nobody waits for
+is committed with what comes next. Memory is never rolled back: a commit that fails because the disk is full is tried
+again unchanged; any other failure ends the process, and the restart reads the truth from disk.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from pilotq.core.turn import Core, Now
+from pilotq.core.turn import Core, Now, Turn
 from pilotq.errors import PilotqError
 
 log = logging.getLogger(__name__)
 
 #: Events handled before the loop looks at its sockets again.
 EVENTS_PER_TURN = 500
+#: A turn nobody waits for is committed after so long, or with the next one.
+LATER_S = 0.01
 #: The watchdog is fed at least this often, from a turn.
 IDLE_TURN_S = 5.0
 #: How often the lag of the loop is measured.
@@ -116,6 +119,12 @@ class StoreThread:
         self._thread.join()
 
 
+def _joined(turn: Turn, later: Turn) -> Turn:
+    """One turn of two; what may begin at once has begun."""
+    may_wait = turn.may_wait and later.may_wait
+    return Turn(turn.records + later.records, turn.actions + later.actions, may_wait=may_wait)
+
+
 class Engine:
     """Runs a core."""
 
@@ -137,6 +146,9 @@ class Engine:
         #: The core has heard nothing since it settled.
         self._is_settled = True
         self._committing = False
+        #: What the core settled and nobody waits for, until the next commit, or this moment.
+        self._later = Turn()
+        self._later_at: float | None = None
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -191,11 +203,22 @@ class Engine:
         if wakeup is not None and wakeup <= now.boot:
             self._is_settled = False
             self.core.react(self._tick, now)
-        if self._is_settled:
-            return
-        self._is_settled = True
-        turn = self.core.settle(now)
-        records, actions = turn.records, turn.actions
+        if not self._is_settled:
+            self._is_settled = True
+            turn = self.core.settle(now)
+            if turn.at_once:
+                self._perform(turn.at_once, None)
+            self._later = turn if self._later_at is None else _joined(self._later, turn)
+        turn = self._later
+        if turn.may_wait and turn.records:
+            if self._later_at is None:
+                self._later_at = now.boot + LATER_S
+            if now.boot < self._later_at:
+                return
+        self._later, self._later_at = Turn(), None
+        self._do(turn.records, turn.actions)
+
+    def _do(self, records: list[Any], actions: list[Any]) -> None:
         if not records and not actions:
             return
         is_quick = not records and not any(isinstance(action, self._reads) for action in actions)
@@ -228,6 +251,8 @@ class Engine:
     def _arm(self, boot: float) -> None:
         """See that a turn comes when the core wants one. A timer that comes too early is cheaper than a new one."""
         wakeup = None if self._committing else self.core.next_wakeup()
+        if self._later_at is not None:
+            wakeup = min(wakeup or self._later_at, self._later_at)
         at = boot + IDLE_TURN_S if wakeup is None else min(max(wakeup, boot), boot + IDLE_TURN_S)
         if self._timer is not None:
             if self._timer_at <= at:

@@ -167,6 +167,10 @@ class Listener(_Link):
             waiting = self._out[peer] = []
         waiting += parts
 
+    @property
+    def has_waiting(self) -> bool:
+        return bool(self._out)
+
     def flush(self) -> None:
         if not self._out or self.closed:
             return

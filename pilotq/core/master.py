@@ -16,7 +16,7 @@ from pilotq.core.match import Matcher
 from pilotq.core.peers import Peers
 from pilotq.core.policy import Policy
 from pilotq.core.queue import Queue
-from pilotq.core.records import Record, TaskRows, TasksLeft
+from pilotq.core.records import NotesAdded, Record, TaskRows, TasksLeft
 from pilotq.core.results import Results
 from pilotq.core.sessions import Sessions
 from pilotq.core.tasks import Cluster
@@ -315,9 +315,16 @@ class MasterCore(t.Core):
         if self._waits:
             self._answer_waits(records)
         actions, self.actions = self.actions, []
+        at_once: list[Any] = []
+        is_told = True
         if queue.next_note > self._woken:
             self._woken = queue.next_note
             actions.append(t.WakeScribe(queue.next_note - 1))
+            # To bring outputs home twice does no harm; an event in a log would be there twice.
+            added = [record.notes for record in records if isinstance(record, NotesAdded)]
+            silent = [notes for notes in added if all(note.event < 0 for note in notes)]
+            at_once += [t.HandNotes(notes) for notes in silent]
+            is_told = len(silent) == len(added)
         for number in queue.gone:
             self.health.forget_group(number)
             actions.append(t.ClusterGone(number))
@@ -330,7 +337,7 @@ class MasterCore(t.Core):
         if self.draining and not self.stopped and self._is_drained():
             self.stopped = True
             actions.append(t.Stop("drained"))
-        return Turn(records, actions)
+        return Turn(records, actions, at_once, may_wait=is_told and all(map(t.may_wait, actions)))
 
     def _is_drained(self) -> bool:
         waiting = (State.IDLE, State.ASSIGNED, State.RUNNING, State.SUSPENDED, State.STAGING_OUT)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from pilotq import wire
-from pilotq.core.records import Record
+from pilotq.core.records import Note, Record
 from pilotq.core.tasks import Cluster
 from pilotq.model import Facts, OutputFile, Resources
 
@@ -32,6 +32,10 @@ class Turn:
 
     records: list[Record] = field(default_factory=list)
     actions: list[Any] = field(default_factory=list)
+    #: Actions that need not wait for the commit of the records: whose effects may happen again, and tell nobody.
+    at_once: list[Any] = field(default_factory=list)
+    #: Nobody waits for its commit, which may be that of a later turn.
+    may_wait: bool = False
 
 
 class Route(NamedTuple):
@@ -222,6 +226,19 @@ class WakeScribe(Action, frozen=True):
     """Notes up to this number are committed."""
 
     n: int
+
+
+class HandNotes(Action, frozen=True):
+    """Outputs of one cluster that the scribe may bring home while the notes of them are committed."""
+
+    notes: list[Note]
+
+
+def may_wait(action: Any) -> bool:
+    """Does nobody wait for this?"""
+    if isinstance(action, Send):
+        return isinstance(action.message, wire.Ack | wire.Forget)
+    return isinstance(action, Discard | ClusterGone | WakeScribe)
 
 
 class RetryNotes(Action, frozen=True):

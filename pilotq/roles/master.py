@@ -52,6 +52,7 @@ class Master:
         self.state = state_dir_of(settings)
         self.store = SqliteStore()
         self.store.open(self.state / "queue.db")
+        self.store.write_out_log()
         self.blobs = BlobStore(self.state / "blobs")
         self.site = read_site(settings, self.blobs)
         self.performer = Performer(self.store, self.blobs, self.site.schedd_name)

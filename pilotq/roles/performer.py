@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from pilotq.store import Store, StoreDamaged, StoreFull
 
 log = logging.getLogger(__name__)
 
+#: What nobody waits for goes with the next message, or after this: each message costs every process on its way a turn.
+IDLE_SEND_S = 0.02
+_SENDS = (t.Send, t.SendAssign, t.SendDescription)
 #: Descriptions kept packed in memory.
 DESCRIPTIONS_MAX = 2000
 
@@ -52,6 +56,8 @@ class Performer:
         self.stopping = ""
         self._descriptions: dict[int, bytes] = {}
         self._templates: dict[int, Template] = {}
+        #: After which all is sent that nobody waits for.
+        self._idle_send: asyncio.TimerHandle | None = None
 
     def on_batch(self, peer: bytes, user: str, frames: wire.Parts) -> None:
         role, _, name = user.partition(":")
@@ -133,6 +139,13 @@ class Performer:
                 self.engine.put(t.Act(0, "hold", [(action.cluster, -1)], str(found[index])))
                 continue
             self._performers[type(action)](self, action, found.get(index))
+        if any(isinstance(action, _SENDS) and not t.may_wait(action) for action in actions):
+            self.listener.flush()
+        elif self._idle_send is None and self.listener.has_waiting:
+            self._idle_send = self.engine.loop.call_later(IDLE_SEND_S, self._send_waiting)
+
+    def _send_waiting(self) -> None:
+        self._idle_send = None
         self.listener.flush()
 
     def _send(self, action: t.Send, _: Any) -> None:
@@ -176,6 +189,7 @@ class Performer:
         t.Collect: lambda self, action, _: self.collector.begin(action.route, action.token, action.outputs),
         t.Discard: lambda self, action, _: self.collector.discard(action.tokens),
         t.WakeScribe: lambda self, action, _: self.scribe.wake(action.n),
+        t.HandNotes: lambda self, action, _: self.scribe.hand(action.notes),
         t.RetryNotes: lambda self, action, _: self.scribe.retry(action.ns),
     }
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pilotq
-from pilotq.scribe.messages import Done, Retry, ToScribe, Wake, pack, split, unpack_from_scribe
+from pilotq.core.records import Note
+from pilotq.scribe.messages import Done, Hand, Retry, ToScribe, Wake, pack, split, unpack_from_scribe
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ END_S = 3.0
 WAKE_S = 0.05
 #: When it has written so many at once or fewer, not much comes.
 _FEW = 4
+#: Notes that may be in its hands; what is more waits on disk.
+IN_HAND_MAX = 200
 
 __all__ = ["Scribe"]
 
@@ -53,6 +56,10 @@ class Scribe:
         self._process: asyncio.subprocess.Process | None = None
         self._serving: asyncio.Task[None] | None = None
         self._last = 0
+        #: The process knows of all notes up to this one.
+        self._known = 0
+        #: Notes handed to it that it did not write yet.
+        self._in_hand: set[int] = set()
         #: Loop time when it may be woken again, and what will do it then.
         self._wake_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -67,10 +74,23 @@ class Scribe:
         await self._start_process()
         self._serving = asyncio.create_task(self._serve())
 
+    def hand(self, notes: list[Note]) -> None:
+        """Notes it may write before they are committed; `wake` follows in any case.
+
+        While it has enough to do it is not given them: then it finds them in the outbox.
+        """
+        stdin = self._process.stdin if self._process is not None else None
+        if stdin is None or len(self._in_hand) >= IN_HAND_MAX or stdin.transport.get_write_buffer_size():
+            return
+        self._in_hand.update(note.n for note in notes)
+        if notes[0].n == self._known + 1 and notes[-1].n == self._known + len(notes):
+            self._known += len(notes)
+        self._send(Hand(notes))
+
     def wake(self, n: int) -> None:
         """Notes up to this number are committed."""
         self._last = max(self._last, n)
-        if self._timer is not None:
+        if self._timer is not None or self._last <= self._known:
             return
         loop = asyncio.get_running_loop()
         if loop.time() < self._wake_at:
@@ -89,8 +109,8 @@ class Scribe:
         self._timer = None
         self._wake_at = asyncio.get_running_loop().time() + WAKE_S
         stdin = self._process.stdin if self._process is not None else None
-        # While an earlier message is unread, that one will do: the notes are in the outbox when it is read.
-        if stdin is not None and stdin.transport.get_write_buffer_size() == 0:
+        if stdin is not None:
+            self._known = max(self._known, self._last)
             self._send(Wake(self._last))
 
     def retry(self, ns: list[int]) -> None:
@@ -127,6 +147,8 @@ class Scribe:
             env={**os.environ, "PYTHONPATH": path},
         )
         # It finds by itself what is in the outbox; a note that waits for a retry is tried again by a new one.
+        self._known = self._last
+        self._in_hand.clear()
         self._send(Wake(self._last))
 
     async def _serve(self) -> None:
@@ -156,8 +178,10 @@ class Scribe:
                 if isinstance(message, Done):
                     ns += message.ns
                 else:
+                    self._in_hand.discard(message.n)
                     self._on_failed(message.n, message.errno, message.reason)
             if ns:
+                self._in_hand.difference_update(ns)
                 if len(ns) <= _FEW:
                     self._be_idle()
                 self._on_done(ns)

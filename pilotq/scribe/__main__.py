@@ -21,7 +21,7 @@ from typing import NoReturn
 from pilotq.scribe.desk import Desk
 from pilotq.scribe.events import EventTexts
 from pilotq.scribe.journal import Journal
-from pilotq.scribe.messages import FromScribe, Retry, pack, split, unpack_to_scribe
+from pilotq.scribe.messages import FromScribe, Hand, Retry, Wake, pack, split, unpack_to_scribe
 from pilotq.scribe.outputs import write_all
 from pilotq.scribe.reading import Reader
 from pilotq.scribe.writer import Writer
@@ -77,11 +77,13 @@ def _serve(desk: Desk, journal: Journal, room: int) -> None:
                 return
             buffer += data
             for message in map(unpack_to_scribe, split(buffer)):
+                if isinstance(message, Hand):
+                    desk.take(message.notes)
+                    continue
+                desk.wake(message.n if isinstance(message, Wake) else 0)
                 if isinstance(message, Retry):
-                    # First what came before it: the release of a task stands in its log before its end.
-                    desk.wake()
+                    # After what came before it: the release of a task stands in its log before its end.
                     desk.retry(message.ns)
-            desk.wake()
         if room in ready:
             os.eventfd_read(room)
             desk.wake()

@@ -10,11 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from pilotq.core.records import Note
 from pilotq.scribe.lanes import THREADS, THREADS_MAX, Item, Lane, Lanes
 from pilotq.scribe.messages import Done, Failed, FromScribe
 from pilotq.scribe.reading import Reader, Unreadable
 from pilotq.scribe.trouble import Trouble
 from pilotq.scribe.writer import Verdict, Writer
+from pilotq.store import outbox
 from pilotq.store.outbox import Block, Head
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,10 @@ class Desk:
         self._patience_s = patience_s
         self._lanes = Lanes(on_room)
         self._last = 0
+        #: All notes up to this one are in the outbox, or were.
+        self._committed = 0
+        #: Of notes that came by hand, the numbers beyond `_last`.
+        self._ahead: set[int] = set()
         self._threads = 0
         self._lock = threading.Lock()
         #: Notes under way: items that are not written.
@@ -55,15 +61,37 @@ class Desk:
         for _ in range(THREADS):
             self._start_thread()
 
-    def wake(self) -> None:
-        """Take in what is new in the outbox, as far as there is room."""
+    def wake(self, committed: int = 0) -> None:
+        """Take in what is new in the outbox, as far as there is room. Notes up to `committed` are in it."""
+        self._committed = max(self._committed, committed)
         while self._lanes.has_room:
             blocks = self._reader.blocks(self._last, BLOCKS_AT_ONCE)
             if not blocks:
+                self._pass_over(self._committed)
                 return
             for block in blocks:
-                self._take_in(block)
+                if block.n not in self._ahead:
+                    self._take_in(block)
                 self._last = block.n
+
+    def take(self, notes: list[Note]) -> None:
+        """Take in notes of a cluster that came by hand; they may not be in the outbox yet."""
+        for some in outbox.blocks(notes):
+            block = outbox.block_of(some)
+            if block.n <= self._last:
+                # Its commit was faster.
+                continue
+            self._reader.hold(block.n, some)
+            self._take_in(block)
+            self._ahead.update(note.n for note in some)
+        self._pass_over(self._last)
+
+    def _pass_over(self, last: int) -> None:
+        """All blocks that begin up to this note are known, and those that follow without a gap."""
+        self._last = max(self._last, last)
+        while self._last + 1 in self._ahead:
+            self._last += 1
+        self._ahead = {n for n in self._ahead if n > self._last}
 
     def _take_in(self, block: Block) -> None:
         try:
@@ -146,7 +174,10 @@ class Desk:
                     del self._open[item.n]
                     self._told.pop(item.n, None)
                     done.append(item.n)
+                    self._reader.let_go(item)
             for item, _ in verdict.failed:
+                # Tried again after the commit of its failure only.
+                self._reader.let_go(item)
                 self._parked.setdefault(item.n, []).append((key, item))
         if done:
             self._post(Done(done))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pilotq.core.records import Note
+
 #: Bytes before each message: its length, big endian.
 PREFIX_BYTES = 4
 
@@ -12,6 +14,12 @@ class Wake(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """To the scribe: notes up to this number are committed."""
 
     n: int
+
+
+class Hand(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """To the scribe: notes without an event, which need not be read; their commit may be on its way."""
+
+    notes: list[Note]
 
 
 class Retry(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -37,7 +45,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     what: str
 
 
-ToScribe = Wake | Retry
+ToScribe = Wake | Hand | Retry
 FromScribe = Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()

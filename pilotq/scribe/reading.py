@@ -74,6 +74,25 @@ class Reader:
         self._lock = threading.Lock()
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        #: Notes that came by hand, by block; and the blocks of which some must be read.
+        self._held: dict[int, dict[int, Note]] = {}
+        self._partly: set[int] = set()
+
+    def hold(self, block: int, notes: list[Note]) -> None:
+        """These need not be read, and may not be there yet."""
+        with self._lock:
+            self._held[block] = {note.n: note for note in notes}
+
+    def let_go(self, item: Item) -> None:
+        """Its note is written, or is to be read when it is tried again."""
+        with self._lock:
+            held = self._held.get(item.block)
+            if held is None or held.pop(item.n, None) is None:
+                return
+            self._partly.add(item.block)
+            if not held:
+                del self._held[item.block]
+                self._partly.discard(item.block)
 
     def blocks(self, after: int, limit: int) -> list[outbox.Block]:
         """The next blocks of the outbox, in order."""
@@ -83,7 +102,11 @@ class Reader:
     def notes(self, blocks: list[int]) -> dict[int, Note | None]:
         """Notes of these blocks by number; a damaged block is None under its own, and one that is gone not there."""
         with self._lock:
-            return outbox.notes(self._db, blocks)
+            held: dict[int, Note | None] = {
+                n: note for block in blocks for n, note in self._held.get(block, {}).items()
+            }
+            wanted = [block for block in blocks if block not in self._held or block in self._partly]
+            return {**outbox.notes(self._db, wanted), **held} if wanted else held
 
     def items(self, block: outbox.Block) -> dict[str, list[Item]]:
         """The notes of a block in parts that have one log each, by the lane they belong to.

@@ -104,7 +104,8 @@ class Writer:
         outputs = Deliveries(self._spool)
         troubles = outputs.troubles
         for item in items:
-            if item.block not in notes or (item.n, item.proc) in self._written:
+            is_gone = item.n not in notes and item.block not in notes
+            if is_gone or (item.n, item.proc) in self._written:
                 continue
             note = notes.get(item.n)
             try:

@@ -58,6 +58,12 @@ def blocks(notes: list[Note]) -> Iterator[list[Note]]:
     yield notes[start:]
 
 
+def block_of(notes: list[Note]) -> Block:
+    """Notes that will be a row, as they are read from it."""
+    heads = [Head(note.n, note.event, note.proc, note.count, note.attempt, note.final) for note in notes]
+    return Block(notes[0].n, notes[0].cluster, heads)
+
+
 def row(notes: list[Note]) -> tuple[Any, ...]:
     """A block as a row of the table."""
     heads = [(note.n, note.event, note.proc, note.count, note.attempt, note.final) for note in notes]

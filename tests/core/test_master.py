@@ -9,7 +9,7 @@ from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
 from pilotq.core.master import Limits
 from pilotq.core.queue import ABORTED, EVICTED, EXECUTING, HELD, RELEASED, SUBMITTED, TERMINATED
-from pilotq.model import HoldCode, Outcome, OutputFile, Resources, State
+from pilotq.model import STDOUT, HoldCode, Outcome, OutputFile, Resources, State
 from tests.core.world import Node, World
 
 
@@ -260,6 +260,35 @@ def test_what_only_a_person_can_mend_is_held(outcome: Outcome, code: HoldCode) -
     world.deliver()
     assert world.state(cluster) == State.HELD
     assert world.master.queue.clusters[cluster].facts_of(0).hold_code == code
+
+
+def test_outputs_of_a_task_without_a_log_are_handed_over_before_the_commit() -> None:
+    world = World()
+    node = Node(world, "n1")
+    silent, logged = world.submit(), world.submit(log=True)
+    assert not world.may_wait, "somebody waits for his cluster's id"
+    out = [OutputFile(STDOUT, 2, 0o644, b"hi")]
+    node.end(outputs=out)
+    world.deliver()
+    assert [(note.cluster, note.event, note.outputs) for note in world.handed] == [(silent, -1, out)]
+    node.end(outputs=out)
+    world.deliver()
+    assert len(world.handed) == 1, f"the event of {logged} must be on disk before it is in a log"
+    assert not world.may_wait
+    world.write_notes()
+    assert world.state(silent) == world.state(logged) == State.DONE
+
+
+def test_a_turn_may_wait_when_it_only_acknowledges() -> None:
+    world = World()
+    node = Node(world, "n1")
+    cluster = world.submit()
+    node.end(outputs=[OutputFile(STDOUT, 2, 0o644, b"hi")])
+    world.deliver()
+    assert world.may_wait and world.state(cluster) == State.STAGING_OUT
+    world.do(t.Wait(7, cluster))
+    world.write_notes()
+    assert 7 in world.answers and not world.may_wait, "somebody waits for this end"
 
 
 def test_outputs_are_collected_before_the_end_is_recorded() -> None:

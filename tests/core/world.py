@@ -79,6 +79,9 @@ class World:
         self.workers: dict[str, Node] = {}
         self._descriptions: dict[int, bytes] = {}
         self._reply = 0
+        #: Notes the scribe got before their commit; does nobody wait for the last commit?
+        self.handed: list[Note] = []
+        self.may_wait = False
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass in steps of a second at most, delivering everything."""
@@ -103,6 +106,10 @@ class World:
         for event in events:
             self.master.react(event, self.now)
         turn = self.master.settle(self.now)
+        if turn.records:
+            self.may_wait = turn.may_wait
+        for action in turn.at_once:
+            self.handed += action.notes
         self.disk.commit(turn.records)
         for record in turn.records:
             if isinstance(record, ClusterAdded):

@@ -30,9 +30,13 @@ class Scripted(Core):
             self.wakeup = None
             event = ("say", "ticked")
         kind, value = event
+        self._turn.may_wait = kind in ("early", "later") and (self._turn.may_wait or not self._turn.actions)
+        if kind == "early":
+            self._turn.at_once.append(value)
+            return
         if kind == "fail":
             raise ValueError(value)
-        if kind == "record":
+        if kind in ("record", "later"):
             self._turn.records.append(value)
         self._turn.actions.append(value)
 
@@ -105,6 +109,37 @@ async def test_what_needs_no_commit_does_not_wait_for_one(shell: Shell) -> None:
     await shell.until(lambda: bool(shell.seen))
     assert shell.seen == [("perform", ["hello"])]
     assert shell.engine.commits == 0
+
+
+async def test_what_may_begin_at_once_does_not_wait_for_the_commit(shell: Shell) -> None:
+    shell.engine.put(("early", "begin"))
+    shell.engine.put(("record", 1))
+    await shell.begun.wait()
+    assert shell.seen == [("perform", ["begin"])]
+    shell.gate.set()
+    await shell.until(lambda: len(shell.seen) == 3)
+    assert shell.seen[1:] == [("commit", [1]), ("perform", [1])]
+
+
+async def test_what_nobody_waits_for_is_committed_with_what_comes_next(shell: Shell, monkeypatch: Any) -> None:
+    monkeypatch.setattr("pilotq.daemon.LATER_S", 60.0)
+    shell.gate.set()
+    for event in (("later", 1), ("early", "begin"), ("later", 2)):
+        shell.engine.put(event)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert shell.seen == [("perform", ["begin"])]
+    shell.engine.put(("say", "hello"))
+    await shell.until(lambda: len(shell.seen) == 3)
+    assert shell.seen[1:] == [("commit", [1, 2]), ("perform", [1, 2, "hello"])], "nothing overtakes"
+    assert shell.engine.commits == 1
+
+
+async def test_what_nobody_waits_for_is_committed_in_time(shell: Shell) -> None:
+    shell.gate.set()
+    shell.engine.put(("later", 1))
+    await shell.until(lambda: len(shell.seen) == 2)
+    assert shell.seen == [("commit", [1]), ("perform", [1])]
 
 
 async def test_a_commit_that_fails_ends_it_and_nothing_is_said(shell: Shell) -> None:

@@ -56,6 +56,38 @@ def test_everything_in_the_outbox_is_written_and_told(house: House) -> None:
     assert all(events(house.user / f"log.{proc}") == [f"000 (002.{proc:03d}.000)"] for proc in range(10))
 
 
+def handed(n: int, cluster: int, data: bytes) -> Note:
+    return Note(n, -1, cluster, 0, 1, 1.0, outputs=out(data), attempt=1, final=True)
+
+
+def test_a_note_that_comes_by_hand_is_written_once_before_or_after_its_commit(house: House) -> None:
+    clusters = [house.cluster(stdout=f"{house.user}/{name}") for name in "abcd"]
+    office = Office(house)
+    office.desk.take([handed(1, clusters[0], b"by hand")])
+    office.wait(done=1)
+    assert (house.user / "a").read_bytes() == b"by hand", "nothing of it is in the outbox"
+    for number in clusters:
+        house.note(number, 0, -1, outputs=out())
+    office.desk.take([handed(3, clusters[2], b"by hand")])
+    office.desk.wake()
+    office.desk.take([handed(4, clusters[3], b"too late")])
+    office.wait(done=4)
+    assert sorted(office.done) == [1, 2, 3, 4]
+    assert [(house.user / name).read_bytes() for name in "abcd"] == [b"by hand", b"x", b"by hand", b"x"]
+
+
+def test_a_note_that_came_by_hand_and_failed_is_read_for_the_retry(house: House) -> None:
+    number = house.cluster(stdout=f"{house.user}/no/out")
+    office = Office(house)
+    office.desk.take([handed(1, number, b"by hand")])
+    office.wait(failed=1)
+    house.note(number, 0, -1, outputs=out())
+    (house.user / "no").mkdir()
+    office.desk.retry([1])
+    office.wait(done=1)
+    assert (house.user / "no" / "out").read_bytes() == b"x"
+
+
 def test_a_failed_output_waits_for_a_retry(house: House) -> None:
     number = house.cluster(2, log=f"{house.user}/log", stdout=f"{house.user}/no/{PROC_MARK}")
     office = Office(house)

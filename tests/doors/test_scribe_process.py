@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from scribe_data import House
 
-from pilotq.model import STDOUT, OutputFile
+from pilotq.core.records import Note
+from pilotq.model import PROC_MARK, STDOUT, OutputFile
 from pilotq.scribe import Scribe
 
 
@@ -83,6 +84,31 @@ async def test_notes_of_before_and_after_the_start_are_written(house: House) -> 
     assert heads(house) == [f"{event} (001.{proc:03d}.000)" for proc in range(20) for event in ("001", "005")]
     await master.scribe.close()
     assert master.scribe.pid == 0
+
+
+async def test_what_is_handed_over_needs_no_commit_and_a_kill_no_second_wake(house: House) -> None:
+    house.cluster(3, stdout=f"{house.user}/out.{PROC_MARK}")
+    notes = [
+        Note(n, -1, 1, n - 1, 1, 1.0, outputs=[OutputFile(STDOUT, 2, 0o644, b"hi")], attempt=1, final=True)
+        for n in (1, 2, 3)
+    ]
+    master = Master(house, commits=False)
+    await master.scribe.start()
+    master.scribe.hand(notes[:2])
+    await master.until(done=2)
+    assert (house.user / "out.1").read_bytes() == b"hi"
+    for proc in (0, 1):
+        house.note(1, proc, -1, outputs=notes[proc].outputs)
+    master.scribe.wake(2)
+    # Handed over, not written, not committed: the next scribe does not know it until it is woken.
+    os.kill(master.scribe.pid, signal.SIGSTOP)
+    master.scribe.hand(notes[2:])
+    await master.kill()
+    house.note(1, 2, -1, outputs=notes[2].outputs)
+    master.scribe.wake(3)
+    await master.until(done=3)
+    assert (house.user / "out.2").read_bytes() == b"hi"
+    await master.scribe.close()
 
 
 async def test_what_cannot_be_written_is_told_and_tried_again(house: House) -> None:
