@@ -24,10 +24,11 @@ from pilotq.condor import actions
 from pilotq.condor.request import Reply, Request, raw, read_fields, read_request, write_fields, write_reply
 from pilotq.condor.submit import Plan, Site, plan_submit, submitted
 from pilotq.core.turn import NewCluster
+from pilotq.deltas import Block
 from pilotq.errors import PilotqError, UnavailableError, UserError
 from pilotq.http import Answer, HttpError, HttpServer
 from pilotq.http import Request as HttpRequest
-from pilotq.model import Submission
+from pilotq.model import FileRef, Resources, Submission
 from pilotq.wire import PAYLOAD_BYTES_MAX
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,17 @@ class Office(Protocol):
         """Was this submission accepted before?"""
 
 
+class _Judged(msgspec.Struct):
+    """What of a delta counts when it is admitted."""
+
+    files: list[FileRef] = []
+    log: str = ""
+    needs: Resources | None = None
+
+
+_judged = msgspec.msgpack.Decoder(_Judged).decode
+
+
 def admit(submission: Submission, now: float) -> NewCluster:
     """Pack a cluster for the queue.
 
@@ -89,15 +101,24 @@ def admit(submission: Submission, now: float) -> NewCluster:
     body, description = submission.body, submission.description
     digests = {file.digest for file in description.files}
     has_log = bool(body.log)
-    for packed in submission.deltas:
-        if b"files" in packed or b"log" in packed or b"needs" in packed:
-            delta = msgspec.msgpack.decode(packed)
-            digests.update(file[1] for file in delta.get("files", ()))
-            has_log = has_log or bool(delta.get("log"))
-            if "needs" in delta:
-                raise UserError("request_* differ between the tasks of one cluster", "submit them as separate clusters")
     packed_description = msgspec.msgpack.encode(description)
-    largest = max([len(packed_description), *map(len, submission.deltas)])
+    largest = len(packed_description)
+    for packed in submission.deltas:
+        block = Block(packed)
+        longest = 0
+        for sample in block.samples():
+            longest = max(longest, len(sample))
+            if b"files" in sample or b"log" in sample or b"needs" in sample:
+                delta = _judged(sample)
+                digests.update([file.digest for file in delta.files])
+                has_log = has_log or bool(delta.log)
+                if delta.needs is not None:
+                    raise UserError(
+                        "request_* differ between the tasks of one cluster", "submit them as separate clusters"
+                    )
+        if longest > PACKED_BYTES_MAX:
+            longest = max(map(len, block))
+        largest = max(largest, longest)
     if largest > PACKED_BYTES_MAX:
         raise UserError(
             f"arguments and environment of a task take {largest} bytes, the limit is {PACKED_BYTES_MAX}",

@@ -14,9 +14,10 @@ import msgspec
 
 from pilotq.condor.jobad import body_of
 from pilotq.core.records import Note
+from pilotq.deltas import DELTA_BLOCK, Block
 from pilotq.model import PROC_MARK, ClusterBody, Facts, OutputFile, Resources, fill
 from pilotq.scribe.lanes import Item
-from pilotq.store import DELTA_BLOCK, checksum
+from pilotq.store import checksum
 
 #: Clusters and blocks of deltas kept decoded.
 CACHED = 500
@@ -41,7 +42,6 @@ class _Needs(msgspec.Struct):
 _unpack_needs = msgspec.msgpack.Decoder(_Needs).decode
 _unpack_facts = msgspec.msgpack.Decoder(Facts).decode
 _unpack_outputs = msgspec.msgpack.Decoder(list[OutputFile]).decode
-_unpack_block = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
@@ -89,7 +89,7 @@ class Reader:
         )
         self._lock = threading.Lock()
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
-        self._blocks: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
 
     def heads(self, after: int, limit: int) -> list[Head]:
         """The next notes of the outbox, in order."""
@@ -182,7 +182,7 @@ class Reader:
         _remember(self._clusters, number, cluster)
         return cluster
 
-    def _block(self, number: int, first: int) -> list[bytes]:
+    def _block(self, number: int, first: int) -> Block:
         block = self._blocks.get((number, first))
         if block is not None:
             self._blocks.move_to_end((number, first))
@@ -191,7 +191,7 @@ class Reader:
         row = self._db.execute(query, (number, first)).fetchone()
         if row is None or zlib.crc32(row[0]) != row[1]:
             raise Unreadable(f"the items of tasks {number}.{first} and later are damaged in the store")
-        block = _unpack_block(row[0])
+        block = Block(row[0])
         _remember(self._blocks, (number, first), block)
         return block
 

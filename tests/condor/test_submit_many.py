@@ -12,6 +12,7 @@ from submitting import HOME, User, argvs, proc
 from pilotq.condor import transfers
 from pilotq.condor.jobfile import patched
 from pilotq.condor.submit import Plan
+from pilotq.deltas import each_delta, find_delta
 from pilotq.model import CLUSTER_MARK, PROC_MARK, fill
 
 EXE = "executable = job.sh\n"
@@ -43,7 +44,7 @@ def test_only_what_differs_is_in_a_delta() -> None:
     )
     submission = user.one(text)
     assert argvs(submission) == [["a", "0"], ["'b", "1"], ["c", "2"]]
-    deltas = [msgspec.msgpack.decode(delta) for delta in submission.deltas]
+    deltas = [msgspec.msgpack.decode(delta) for delta in each_delta(submission.deltas)]
     assert all(set(delta) <= {"argv", "ad", "files"} for delta in deltas)
     assert deltas[1]["ad"] == {"Args": f'"\'b {PROC_MARK}"', "Q": '"\'b"', "TransferInput": '"d/x1"'}
     assert deltas[1]["argv"] == ["./condor_exec.exe", "'b", PROC_MARK]
@@ -86,7 +87,7 @@ def test_several_queue_statements_are_one_cluster() -> None:
     text = EXE + "arguments = $(Process)\nlog = l\nqueue 2\narguments = x$(Process)\n+B = 2\nqueue 2\n"
     submission = User().one(text)
     assert argvs(submission) == [["0"], ["1"], ["x2"], ["x3"]]
-    assert submission.deltas[0] == submission.deltas[1] == msgspec.msgpack.encode({})
+    assert list(each_delta(submission.deltas))[:2] == [msgspec.msgpack.encode({})] * 2
     assert [proc(submission, i)[1].ad.get("B") for i in range(4)] == [None, None, "2", "2"]
     assert User().one(EXE + "queue 2\nqueue 3\n").deltas == []
 
@@ -123,7 +124,7 @@ def test_needs_and_policies_are_those_of_a_whole_cluster() -> None:
 
 def test_the_ad_file_of_a_job_is_that_of_its_cluster_with_its_delta() -> None:
     submission = User().one(EXE + "arguments = $(x)\n+Q = $(x)\nqueue x in (1 2)\n")
-    delta = msgspec.msgpack.decode(submission.deltas[1])
+    delta = msgspec.msgpack.decode(find_delta(submission.deltas, 1))
     text = fill(patched(submission.description.job_ad, delta["ad"]), 7, 1)
     assert 'Args = "2"\n' in text and "Q = 2\n" in text and "ProcId = 1\n" in text
     lines = text.splitlines()
