@@ -8,7 +8,6 @@ enter.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -44,8 +43,6 @@ PACKED_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
 WAIT_S_MAX = 60.0
 #: Submissions with more deltas than this are packed outside the loop.
 SMALL = 200
-#: Memory of a large submission is given back this long after it was planned.
-COLLECT_S = 1.0
 #: Plans remembered for a second, and the largest request of one.
 PLANS_MAX, PLAN_BYTES_MAX = 100, 16 << 10
 
@@ -273,11 +270,7 @@ class Api:
 
         size = sum(len(answer.data) for answer in request.answers.values())
         if size > 20_000 or len(request.answers) > SMALL:
-            try:
-                return await asyncio.to_thread(work)
-            finally:
-                # What it leaves hangs together in cycles, and the collector of this process seldom looks.
-                asyncio.get_running_loop().call_later(COLLECT_S, gc.collect)
+            return await asyncio.to_thread(work)
         return work()
 
     async def _act(self, request: Request) -> Reply:

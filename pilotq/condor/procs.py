@@ -155,15 +155,19 @@ class Procs:
 
         forms = run.forms(varying)
         all_varying, others = sorted(varying), sorted(varying - forms.keys())
+        asking = [index for index in all_varying if SECTIONS[index] in _ASKING]
         known: dict[tuple[Parts, ...], Form] = {}
         wants = self.job.side.wants
         for place in range(run.rows.total):
             run.go(place)
+            if wants:
+                # All is planned again once they are answered; now only what else is to be asked counts.
+                run.make(asking)
+                continue
             is_plain = bool(forms) and run.is_plain()
             indexes = others if is_plain else all_varying
             made = run.make(indexes) if indexes else []
             if wants:
-                # All is planned again once they are answered; now only what else is to be asked counts.
                 continue
             if not is_plain:
                 cluster.add(Form.whole(_pack(delta(made), _encode)))
@@ -310,8 +314,6 @@ class _Run:
         found: list[tuple[int, Parts]] = []
         for index in indexes:
             section = SECTIONS[index]
-            if self.job.side.wants and section not in _ASKING:
-                continue
             if index in self.numbered:
                 self._bind(True)
                 parts = self._make(section)

@@ -5,6 +5,7 @@ Source: HTCondor manual, submit description, queue.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -128,10 +129,10 @@ def _read(source: str, side: UserSide) -> list[str]:
     if not answer.ok:
         what = "run command" if is_command else "open file"
         raise SubmitError(f"queue from: cannot {what} {shown(source)} ({answer.error})")
-    content = text(answer.data)
-    if "\x00" in content:
+    if b"\x00" in answer.data:
         raise SubmitError(f"queue from: {shown(source)} holds binary data")
-    return [line for line in (line.strip(BLANKS) for line in content.split("\n")) if line]
+    # Line by line: one call for all of a million would let no other thread go on before it is done.
+    return [line for line in (text(line).strip(BLANKS + "\n") for line in io.BytesIO(answer.data)) if line]
 
 
 def _matching(patterns: list[str], kinds: str, side: UserSide, rows: Rows) -> list[str]:
