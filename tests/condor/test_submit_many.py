@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import FrameType
 
@@ -188,3 +189,57 @@ def test_files_are_looked_at_once_for_each_value_of_the_variables_that_name_them
         sys.setprofile(None)
     assert submission.count == 300 and len({proc(submission, number)[0].files[0].digest for number in range(300)}) == 3
     assert calls <= 5 * user.rounds
+
+
+ITEMS = 3000
+
+
+def many_of_their_own() -> tuple[User, str]:
+    """Jobs with arguments, environment and files of their own."""
+    user = User()
+    user.files |= {f"{HOME}/in.{number}": b"%d" % number for number in range(10)}
+    user.files[f"{HOME}/items"] = b"".join(b"name-of-item-%09d %d\n" % (n, n % 10) for n in range(ITEMS))
+    return user, EXE + (
+        'arguments = "work $(item)"\nenvironment = "ITEM=$(item) PART=$(Process)"\ntransfer_input_files = in.$(file)\n'
+        "queue item, file from items\n"
+    )
+
+
+def test_of_jobs_that_differ_by_items_little_more_than_the_items_is_kept() -> None:
+    user, text = many_of_their_own()
+    submission = user.one(text)
+    # Of these the item takes 23 and its head one.
+    assert sum(map(len, submission.deltas)) < 30 * ITEMS
+    description, _ = proc(submission, ITEMS - 1)
+    assert description.argv[1:] == ["work", f"name-of-item-{ITEMS - 1:09d}"]
+    assert description.env == {"ITEM": f"name-of-item-{ITEMS - 1:09d}", "PART": str(ITEMS - 1)}
+    assert description.files[0].name == "in.9"
+
+
+def test_a_job_that_differs_by_items_takes_few_calls() -> None:
+    user, text = many_of_their_own()
+    calls = 0
+
+    def on_event(_: FrameType, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(on_event)
+    try:
+        user.one(text)
+    finally:
+        sys.setprofile(None)
+    # Two rounds go over all the items.
+    assert calls < 25 * ITEMS
+
+
+def test_a_plan_leaves_nothing_for_the_collector() -> None:
+    user, text = many_of_their_own()
+    user.one(text)
+    gc.collect()
+    gc.disable()
+    try:
+        user.one(text)
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
