@@ -5,7 +5,6 @@ Source: HTCondor manual, submit description, queue.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ _MODE = re.compile(r"(?:^|[\s)])(in|from|matching)(?=[\s(\[]|$)\s*", re.IGNORECA
 _COUNT_AND_NAMES = re.compile(r"(.*?)\s*((?:[A-Za-z_][\w.]*(?:\s*,\s*|\s+|$))*)", re.DOTALL | re.ASCII)
 _KINDS = re.compile(r"(files|dirs|any)(?=[\s(\[]|$)\s*", re.IGNORECASE | re.ASCII)
 _SLICE = re.compile(r"\[\s*(-?[0-9]{1,9})?\s*(?::\s*(-?[0-9]{1,9})?\s*(?::\s*([1-9][0-9]{0,8})?\s*)?)?\]\s*")
+_LINE = re.compile(rb"[^\n]+")
 _SEPARATOR = re.compile(r"[\s,]+", re.ASCII)
 _WORD = r"([^\s,]*)(?:\s*,\s*|\s+|$)"
 
@@ -132,7 +132,8 @@ def _read(source: str, side: UserSide) -> list[str]:
     if b"\x00" in answer.data:
         raise SubmitError(f"queue from: {shown(source)} holds binary data")
     # Line by line: one call for all of a million would let no other thread go on before it is done.
-    return [line for line in (text(line).strip(BLANKS + "\n") for line in io.BytesIO(answer.data)) if line]
+    lines = (text(match[0]).strip(BLANKS) for match in _LINE.finditer(answer.data))
+    return [line for line in lines if line]
 
 
 def _matching(patterns: list[str], kinds: str, side: UserSide, rows: Rows) -> list[str]:
