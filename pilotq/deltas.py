@@ -151,14 +151,17 @@ class Block:
 
 
 def _fill(form: _Pieces, row: Sequence[Any]) -> bytes:
-    return b"".join(
-        [
-            piece
-            if isinstance(piece, bytes)
-            else _encode("".join([part if isinstance(part, str) else row[part] for part in piece]))
-            for piece in form
-        ]
-    )
+    # The master does this for every task it sends, therefore so plainly.
+    delta = b""
+    for piece in form:
+        if isinstance(piece, bytes):
+            delta += piece
+            continue
+        text = ""
+        for part in piece:
+            text += part if isinstance(part, str) else row[part]
+        delta += _encode(text)
+    return delta
 
 
 def each_delta(blocks: list[bytes]) -> Iterator[bytes]:
