@@ -136,7 +136,7 @@ class Procs:
         if varying:
             self._add_each(cluster, run, parts, varying, common)
         else:
-            cluster.add(Form.whole(_pack(common, _encode)), count=rows.total)
+            cluster.add(Form.whole(_pack(common, _encode)) if common else _NO_CHANGE, count=rows.total)
 
     def _add_each(
         self, cluster: _Cluster, run: _Run, parts: list[Parts], varying: set[int], common: dict[str, Any]
