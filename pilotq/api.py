@@ -8,7 +8,6 @@ enter.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -24,10 +23,11 @@ from pilotq.condor import actions
 from pilotq.condor.request import Reply, Request, raw, read_fields, read_request, write_fields, write_reply
 from pilotq.condor.submit import Plan, Site, plan_submit, submitted
 from pilotq.core.turn import NewCluster
+from pilotq.deltas import Block
 from pilotq.errors import PilotqError, UnavailableError, UserError
 from pilotq.http import Answer, HttpError, HttpServer
 from pilotq.http import Request as HttpRequest
-from pilotq.model import Submission
+from pilotq.model import FileRef, Resources, Submission
 from pilotq.wire import PAYLOAD_BYTES_MAX
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,6 @@ PACKED_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
 WAIT_S_MAX = 60.0
 #: Submissions with more deltas than this are packed outside the loop.
 SMALL = 200
-#: Memory of a large submission is given back this long after it was planned.
-COLLECT_S = 1.0
 #: Plans remembered for a second, and the largest request of one.
 PLANS_MAX, PLAN_BYTES_MAX = 100, 16 << 10
 
@@ -81,6 +79,17 @@ class Office(Protocol):
         """Was this submission accepted before?"""
 
 
+class _Judged(msgspec.Struct):
+    """What of a delta counts when it is admitted."""
+
+    files: list[FileRef] = []
+    log: str = ""
+    needs: Resources | None = None
+
+
+_judged = msgspec.msgpack.Decoder(_Judged).decode
+
+
 def admit(submission: Submission, now: float) -> NewCluster:
     """Pack a cluster for the queue.
 
@@ -89,15 +98,24 @@ def admit(submission: Submission, now: float) -> NewCluster:
     body, description = submission.body, submission.description
     digests = {file.digest for file in description.files}
     has_log = bool(body.log)
-    for packed in submission.deltas:
-        if b"files" in packed or b"log" in packed or b"needs" in packed:
-            delta = msgspec.msgpack.decode(packed)
-            digests.update(file[1] for file in delta.get("files", ()))
-            has_log = has_log or bool(delta.get("log"))
-            if "needs" in delta:
-                raise UserError("request_* differ between the tasks of one cluster", "submit them as separate clusters")
     packed_description = msgspec.msgpack.encode(description)
-    largest = max([len(packed_description), *map(len, submission.deltas)])
+    largest = len(packed_description)
+    for packed in submission.deltas:
+        block = Block(packed)
+        longest = 0
+        for sample in block.samples():
+            longest = max(longest, len(sample))
+            if b"files" in sample or b"log" in sample or b"needs" in sample:
+                delta = _judged(sample)
+                digests.update([file.digest for file in delta.files])
+                has_log = has_log or bool(delta.log)
+                if delta.needs is not None:
+                    raise UserError(
+                        "request_* differ between the tasks of one cluster", "submit them as separate clusters"
+                    )
+        if longest > PACKED_BYTES_MAX:
+            longest = max(map(len, block))
+        largest = max(largest, longest)
     if largest > PACKED_BYTES_MAX:
         raise UserError(
             f"arguments and environment of a task take {largest} bytes, the limit is {PACKED_BYTES_MAX}",
@@ -252,11 +270,7 @@ class Api:
 
         size = sum(len(answer.data) for answer in request.answers.values())
         if size > 20_000 or len(request.answers) > SMALL:
-            try:
-                return await asyncio.to_thread(work)
-            finally:
-                # What it leaves hangs together in cycles, and the collector of this process seldom looks.
-                asyncio.get_running_loop().call_later(COLLECT_S, gc.collect)
+            return await asyncio.to_thread(work)
         return work()
 
     async def _act(self, request: Request) -> Reply:

@@ -245,7 +245,7 @@ class Submission(msgspec.Struct, frozen=True):
     body: ClusterBody
     description: Description
     count: int
-    #: Empty, or one packed map per proc with the fields of `Description` and `ClusterBody` that differ.
+    #: Empty, or what differs between procs, fields of `Description` and `ClusterBody`, in blocks (`pilotq.deltas`).
     deltas: list[bytes] = []
 
 

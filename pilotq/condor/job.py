@@ -42,7 +42,7 @@ class Site:
     valid: Callable[[str], bool] = bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Parts:
     """Fields of `Description` and `ClusterBody` that one section gives, and attributes of the ad."""
 

@@ -157,11 +157,6 @@ class Macros:
         self._draws = 0
         self.touched = set()
 
-    def value(self, name: str) -> str | None:
-        """What a variable or a number of the present proc is, unexpanded and without being used."""
-        value = self.variables.get(name)
-        return self.numbers.get(name) if value is None else value
-
     def expand(self, text: str) -> str:
         """Raises: SubmitError; NeedsProc."""
         if "$" not in text:

@@ -8,8 +8,8 @@ alone cost as much as one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from pilotq.condor.jobfile import job_file
 from pilotq.condor.lexer import SubmitError, shown
 from pilotq.condor.macro_functions import NeedsProc
 from pilotq.condor.queue import Rows
+from pilotq.deltas import HOLES, TEXT_MAX, Blocks, Form
 from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Description, Submission
 
 Section = Callable[[Job, Parts], None]
@@ -57,23 +58,23 @@ _OF_CLUSTER = {
 }
 #: Those that take values of rows as they are, when these have nothing in them that means something to them.
 _FILLABLE = frozenset({payload.on_arguments, payload.on_environment, transfers.on_streams})
-_PLAIN = re.compile(r"[\w.:@%+,~/#-]{1,200}")
-_ROW_MARKS = ["\x00" + letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+_PLAIN = re.compile(rf"[\w.:@%+,~/#-]{{1,{TEXT_MAX}}}").fullmatch
 #: So that nothing filled in becomes too long for an argument.
 _FORM_LONGEST = 3000
-#: Sections remembered for each set of variables they used.
+#: Sections remembered for each set of variables they used, and forms of deltas.
 _MADE_MAX = 1000
 #: Procs that differ.
 DELTAS_MAX = 2_000_000
 
+_T = TypeVar("_T")
 _encode = msgspec.msgpack.Encoder().encode
-_NO_CHANGE = _encode({})
+_NO_CHANGE = Form.whole(_encode({}))
 
 
-def _pack(value: Any) -> bytes:
+def _pack(value: Any, pack: Callable[[Any], _T]) -> _T:
     """Raises: SubmitError for text that is not UTF-8, as no message could carry it."""
     try:
-        return _encode(value)
+        return pack(value)
     except UnicodeEncodeError as error:
         raise SubmitError(
             f"names and values that are not UTF-8 are not supported by pilotq: {shown(error.object)}"
@@ -87,16 +88,18 @@ class _Cluster:
         self.base = base
         self.forced = frozenset(base[-1].ad)
         self.count = 0
-        #: Packed, one per proc; shorter than `count` when the procs before had none that differ.
-        self.deltas: list[bytes] = []
+        #: Of none as long as no proc is different.
+        self.deltas = Blocks()
 
-    def add(self, count: int, delta: bytes) -> None:
+    def add(self, form: Form, texts: Sequence[str] = (), count: int = 1) -> None:
         """Procs that are alike."""
-        if self.deltas or delta != _NO_CHANGE:
+        deltas = self.deltas
+        if deltas.count or form.packed != _NO_CHANGE.packed:
             if self.count + count > DELTAS_MAX:
                 raise SubmitError(f"more than {DELTAS_MAX} jobs that are not alike in one cluster")
-            self.deltas += [_NO_CHANGE] * (self.count - len(self.deltas))
-            self.deltas += [delta] * count
+            if deltas.count < self.count:
+                deltas.add(_NO_CHANGE, count=self.count - deltas.count)
+            deltas.add(form, texts, count)
         self.count += count
 
 
@@ -130,28 +133,52 @@ class Procs:
         for index, section in enumerate(parts):
             if index not in varying:
                 _add_changes(common, cluster.base, index, section, cluster.forced)
-        if not varying:
-            cluster.add(rows.total, _pack(common))
-            return
-        forms = run.forms(varying)
-        form: dict[str, Any] = {}
-        for index, section in forms.items():
-            _add_changes(form, cluster.base, index, section, cluster.forced)
-        others = varying - forms.keys()
-        for place in range(rows.total):
-            values = run.plain_values(place, forms)
-            made = run.make(place, others if values else varying)
-            if self.job.side.wants:
-                # All is planned again once they are answered; now only what else is to be asked counts.
-                continue
-            delta = {**common, **_filled(form, values)} if values else dict(common)
+        if varying:
+            self._add_each(cluster, run, parts, varying, common)
+        else:
+            cluster.add(Form.whole(_pack(common, _encode)) if common else _NO_CHANGE, count=rows.total)
+
+    def _add_each(
+        self, cluster: _Cluster, run: _Run, parts: list[Parts], varying: set[int], common: dict[str, Any]
+    ) -> None:
+        """Procs that differ in some sections."""
+
+        def delta(sections: Iterable[tuple[int, Parts]]) -> dict[str, Any]:
+            changes = dict(common)
             if "ad" in common:
-                delta["ad"] = common["ad"] | delta["ad"]
-            for index, section in made:
+                changes["ad"] = dict(common["ad"])
+            for index, section in sections:
                 if SECTIONS[index] in _DECIDING:
                     _refuse_differences(parts[index], section)
-                _add_changes(delta, cluster.base, index, section, cluster.forced)
-            cluster.add(1, _pack(delta))
+                _add_changes(changes, cluster.base, index, section, cluster.forced)
+            return changes
+
+        forms = run.forms(varying)
+        all_varying, others = sorted(varying), sorted(varying - forms.keys())
+        asking = [index for index in all_varying if SECTIONS[index] in _ASKING]
+        known: dict[tuple[Parts, ...], Form] = {}
+        wants = self.job.side.wants
+        for place in range(run.rows.total):
+            run.go(place)
+            if wants:
+                # All is planned again once they are answered; now only what else is to be asked counts.
+                run.make(asking)
+                continue
+            is_plain = bool(forms) and run.is_plain()
+            indexes = others if is_plain else all_varying
+            made = run.make(indexes) if indexes else []
+            if wants:
+                continue
+            if not is_plain:
+                cluster.add(Form.whole(_pack(delta(made), _encode)))
+                continue
+            key = tuple([section for _, section in made])
+            form = known.get(key)
+            if form is None:
+                if len(known) >= _MADE_MAX:
+                    known.clear()
+                form = known[key] = _pack(delta([*forms.items(), *made]), Form.of)
+            cluster.add(form, run.texts)
 
     def submissions(self) -> list[Submission]:
         return [_submission(cluster, self.job) for cluster in self.clusters]
@@ -170,10 +197,14 @@ class _Run:
         self.marks = self._marks()
         #: Sections that must know the number.
         self.numbered: set[int] = set()
-        #: Variables that are parts of paths in forms.
-        self.in_paths: set[str] = set()
+        #: Columns of variables that are parts of paths in forms.
+        self.in_paths: list[int] = []
         #: Where a form sends standard output and error; equal paths are not what two that differ by marks are.
         self.streams = ("", "")
+        #: The present proc: its place in the run, its row, the values there, and its number among those of the row.
+        self.place, self.row, self.step = 0, -1, 0
+        self.texts: Sequence[str] = ()
+        self._columns = {name: column for column, name in enumerate(rows.names)}
         #: By section, names of the variables it used, and their values.
         self._made: dict[Section, dict[tuple[str, ...], dict[tuple[str | None, ...], Parts]]] = {}
 
@@ -193,31 +224,48 @@ class _Run:
             self.differing |= {*rows.names, "item"}
         return marks
 
-    def _bind(self, place: int, numbered: bool) -> None:
-        """Let variables stand for the proc at this place of the run."""
-        row, step = divmod(place, self.rows.count)
-        index, text = self.rows.rows[row]
-        proc = self.first + place
-        numbers = {"node": "", "item": "", "step": str(step), "row": str(index), "itemindex": str(index), **self.marks}
+    def go(self, place: int) -> None:
+        """To the proc at this place of the run."""
+        row, self.step = divmod(place, self.rows.count)
+        if row != self.row:
+            self.row = row
+            self.texts = self.rows.values(self.rows.rows[row])
+        self.place = place
+
+    def _bind(self, numbered: bool) -> None:
+        """Let variables stand for the present proc."""
+        proc = self.first + self.place
+        index = str(self.rows.numbers[self.row])
+        numbers = {"node": "", "item": "", "step": str(self.step), "row": index, "itemindex": index, **self.marks}
         if numbered:
             numbers |= dict.fromkeys([name for name, mark in self.marks.items() if mark == PROC_MARK], str(proc))
         self.job.macros.numbers = numbers
-        self.job.macros.variables = dict(self.rows.values(text))
+        self.job.macros.variables = dict(zip(self.rows.names, self.texts, strict=True))
         self.job.proc = proc
+
+    def _value(self, name: str) -> str:
+        """What a variable that differs between procs is for the present one."""
+        column = self._columns.get(name)
+        if column is not None:
+            return self.texts[column]
+        if name == "step":
+            return str(self.step)
+        return "" if name == "item" else str(self.rows.numbers[self.row])
 
     def begin(self) -> tuple[list[Parts], set[int]]:
         """The sections of the first proc, and which of them differ between procs."""
         varying: set[int] = set()
         parts: list[Parts] = []
-        self._bind(0, False)
+        self.go(0)
+        self._bind(False)
         for index, section in enumerate(SECTIONS):
             try:
                 made = self._make(section)
             except NeedsProc:
                 self.numbered.add(index)
-                self._bind(0, True)
+                self._bind(True)
                 made = self._make(section)
-                self._bind(0, False)
+                self._bind(False)
             if index in self.numbered or self.job.macros.touched & self.differing:
                 varying.add(index)
             parts.append(made)
@@ -230,10 +278,10 @@ class _Run:
         """
         names = self.rows.names
         forms: dict[int, Parts] = {}
-        if len(names) > len(_ROW_MARKS):
+        if len(names) > len(HOLES):
             return forms
-        self._bind(0, False)
-        self.job.macros.variables = dict(zip(names, _ROW_MARKS, strict=False))
+        self._bind(False)
+        self.job.macros.variables = dict(zip(names, HOLES, strict=False))
         for index in varying - self.numbered:
             if SECTIONS[index] not in _FILLABLE:
                 continue
@@ -245,52 +293,49 @@ class _Run:
             if touched <= set(names) and len(str(parts)) < _FORM_LONGEST:
                 forms[index] = parts
                 if SECTIONS[index] is transfers.on_streams:
-                    self.in_paths = touched
+                    self.in_paths = [self._columns[name] for name in touched]
                     self.streams = parts.body.get("stdout", ""), parts.body.get("stderr", "")
         return forms
 
-    def plain_values(self, place: int, forms: dict[int, Parts]) -> list[tuple[str, str]]:
-        """Marks of the row's variables and their values; none when forms cannot be filled with them."""
-        if not forms:
-            return []
-        values = []
-        pairs = self.rows.values(self.rows.rows[place // self.rows.count][1])
-        for mark, (name, value) in zip(_ROW_MARKS, pairs, strict=False):
-            if not _PLAIN.fullmatch(value) or (name in self.in_paths and "/" in value):
-                return []
-            values.append((mark, value))
+    def is_plain(self) -> bool:
+        """May the forms be filled in with the values of the present row?"""
+        texts = self.texts
+        for text in texts:
+            if not _PLAIN(text):
+                return False
+        for column in self.in_paths:
+            if "/" in texts[column]:
+                return False
         out, err = self.streams
-        if out != err and _filled(out, values) == _filled(err, values):
-            return []
-        return values
+        return out == err or _filled(out, texts) != _filled(err, texts)
 
-    def make(self, place: int, indexes: set[int]) -> list[tuple[int, Parts]]:
-        """Some sections of the proc at this place."""
+    def make(self, indexes: list[int]) -> list[tuple[int, Parts]]:
+        """Some sections of the present proc."""
         found: list[tuple[int, Parts]] = []
-        for numbered in (False, True):
-            todo = [index for index in indexes if (index in self.numbered) is numbered]
-            if self.job.side.wants:
-                todo = [index for index in todo if SECTIONS[index] in _ASKING]
-            if todo:
-                self._bind(place, numbered)
-                make = self._make if numbered else self._make_once
-                found += [(index, make(SECTIONS[index])) for index in sorted(todo)]
+        for index in indexes:
+            section = SECTIONS[index]
+            if index in self.numbered:
+                self._bind(True)
+                parts = self._make(section)
+            else:
+                parts = self._make_once(section)
+            found.append((index, parts))
         return found
 
     def _make_once(self, section: Section) -> Parts:
         """A section that was made before with the same values of all variables it used is not made again."""
-        macros = self.job.macros
         known = self._made.setdefault(section, {})
         for names, sections in known.items():
-            parts = sections.get(tuple([macros.value(name) for name in names]))
+            parts = sections.get(tuple([self._value(name) for name in names]))
             if parts is not None:
                 return parts
+        self._bind(False)
         parts = self._make(section)
-        names = tuple(sorted(macros.touched & self.differing))
+        names = tuple(sorted(self.job.macros.touched & self.differing))
         sections = known.setdefault(names, {})
         if len(sections) >= _MADE_MAX:
             sections.clear()
-        sections[tuple([macros.value(name) for name in names])] = parts
+        sections[tuple([self._value(name) for name in names])] = parts
         return parts
 
     def _make(self, section: Section) -> Parts:
@@ -329,15 +374,10 @@ def _add_changes(delta: dict[str, Any], base: list[Parts], index: int, section: 
                 changes[name] = text
 
 
-def _filled(value: Any, values: list[tuple[str, str]]) -> Any:
-    if isinstance(value, str):
-        if "\x00" in value:
-            for mark, text in values:
-                value = value.replace(mark, text)
-        return value
-    if isinstance(value, dict):
-        return {_filled(name, values): _filled(item, values) for name, item in value.items()}
-    return [_filled(item, values) for item in value] if isinstance(value, list) else value
+def _filled(text: str, texts: Sequence[str]) -> str:
+    for hole, value in zip(HOLES, texts, strict=False):
+        text = text.replace(hole, value)
+    return text
 
 
 def _of_cluster(parts: Parts) -> dict[str, Any]:
@@ -376,8 +416,10 @@ def _submission(cluster: _Cluster, job: Job) -> Submission:
         ad |= parts.ad
     attributes = {**DEFAULTS, **ad, **_identity(job)}
     description["job_ad"] = job_file(attributes)
-    submission = Submission(ClusterBody(**body, ad=ad), Description(**description), cluster.count, cluster.deltas)
-    _pack((submission.body, submission.description))
+    submission = Submission(
+        ClusterBody(**body, ad=ad), Description(**description), cluster.count, cluster.deltas.packed()
+    )
+    _pack((submission.body, submission.description), _encode)
     return submission
 
 

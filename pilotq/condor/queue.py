@@ -6,8 +6,9 @@ Source: HTCondor manual, submit description, queue.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pilotq.condor.lexer import BLANKS, Queue, SubmitError, shown
 from pilotq.condor.macro_functions import calculate
@@ -22,8 +23,9 @@ _MODE = re.compile(r"(?:^|[\s)])(in|from|matching)(?=[\s(\[]|$)\s*", re.IGNORECA
 _COUNT_AND_NAMES = re.compile(r"(.*?)\s*((?:[A-Za-z_][\w.]*(?:\s*,\s*|\s+|$))*)", re.DOTALL | re.ASCII)
 _KINDS = re.compile(r"(files|dirs|any)(?=[\s(\[]|$)\s*", re.IGNORECASE | re.ASCII)
 _SLICE = re.compile(r"\[\s*(-?[0-9]{1,9})?\s*(?::\s*(-?[0-9]{1,9})?\s*(?::\s*([1-9][0-9]{0,8})?\s*)?)?\]\s*")
+_LINE = re.compile(rb"[^\n]+")
 _SEPARATOR = re.compile(r"[\s,]+", re.ASCII)
-_TOKEN = re.compile(r"([^\s,]*)(?:\s*,\s*|\s+|$)", re.ASCII)
+_WORD = r"([^\s,]*)(?:\s*,\s*|\s+|$)"
 
 
 @dataclass
@@ -32,8 +34,9 @@ class Rows:
 
     count: int = 1
     names: list[str] = field(default_factory=list)
-    #: Number in the whole list, and text.
-    rows: list[tuple[int, str]] = field(default_factory=lambda: [(0, "")])
+    #: The rows as text, and the number of each in the whole list.
+    rows: list[str] = field(default_factory=lambda: [""])
+    numbers: range = range(1)
     #: False: some rows of the list were left out.
     whole: bool = True
     warnings: list[str] = field(default_factory=list)
@@ -42,21 +45,20 @@ class Rows:
     def total(self) -> int:
         return self.count * len(self.rows)
 
-    def values(self, row: str) -> Iterator[tuple[str, str]]:
-        """Names in lower case, and their values: a word each, the rest of the row for the last."""
-        names = self.names
+    @cached_property
+    def _form(self) -> re.Pattern[str]:
+        return re.compile(_WORD * (len(self.names) - 1) + "(.*)", re.ASCII | re.DOTALL)
+
+    def values(self, row: str) -> Sequence[str]:
+        """Of the names, in their order: a word each, the rest of the row for the last."""
         if "\x1f" in row:
             words = [word.strip() for word in row.split("\x1f")]
-            yield from zip(names, words + [""] * len(names), strict=False)
-            return
-        position = 0
-        for name in names[:-1]:
-            match = _TOKEN.match(row, position)
-            assert match is not None
-            yield name, match[1]
-            position = match.end()
-        if names:
-            yield names[-1], row[position:]
+            return (words + [""] * len(self.names))[: len(self.names)]
+        if len(self.names) < 2:
+            return [row] if self.names else []
+        match = self._form.fullmatch(row)
+        assert match is not None
+        return match.groups()
 
 
 def read_queue(statement: Queue, macros: Macros, side: UserSide) -> Rows:
@@ -83,8 +85,8 @@ def read_queue(statement: Queue, macros: Macros, side: UserSide) -> Rows:
         kinds, rest = (found[1].lower(), rest[found.end() :]) if found else ("any", rest)
     cut = _SLICE.match(rest)
     items = _items(word, kinds, rest[cut.end() if cut else 0 :].strip(), statement.items, side, rows)
-    chosen = range(len(items))[_slice(cut)] if cut else range(len(items))
-    rows.rows = [(index, items[index]) for index in chosen]
+    rows.numbers = range(len(items))[_slice(cut)] if cut else range(len(items))
+    rows.rows = [items[number] for number in rows.numbers] if cut else items
     rows.whole = cut is None
     if rows.total > PROCS_MAX:
         raise SubmitError(f"{rows.total} jobs are more than pilotq takes at once ({PROCS_MAX})")
@@ -127,10 +129,11 @@ def _read(source: str, side: UserSide) -> list[str]:
     if not answer.ok:
         what = "run command" if is_command else "open file"
         raise SubmitError(f"queue from: cannot {what} {shown(source)} ({answer.error})")
-    content = text(answer.data)
-    if "\x00" in content:
+    if b"\x00" in answer.data:
         raise SubmitError(f"queue from: {shown(source)} holds binary data")
-    return [line for line in (line.strip(BLANKS) for line in content.split("\n")) if line]
+    # Line by line: one call for all of a million would let no other thread go on before it is done.
+    lines = (text(match[0]).strip(BLANKS) for match in _LINE.finditer(answer.data))
+    return [line for line in lines if line]
 
 
 def _matching(patterns: list[str], kinds: str, side: UserSide, rows: Rows) -> list[str]:

@@ -28,6 +28,7 @@ from pilotq.condor.request import Reply, Request, text
 from pilotq.condor.script import Script
 from pilotq.condor.submit_options import USAGE, Options, read_options
 from pilotq.condor.user_side import UserSide, Waiting
+from pilotq.deltas import each_delta
 from pilotq.model import Submission, fill
 
 __all__ = ["Plan", "Site", "plan_submit", "submitted"]
@@ -72,11 +73,9 @@ class _Planner:
         self.macros = Macros(_automatic(options, now, site), request.env, request.cwd, request.key)
         self.job = Job(self.macros, self.side, site, options, now)
         self.procs = Procs(self.job)
-        version = re.search(r"[0-9]+(?:\.[0-9]+)+", site.version)
-        number = version[0] if version else "0"
-        self.script = Script(self.macros, self.side, number, self._on_queue, options.appended)
         self.name = options.file if options.file not in ("", "-") else "(stdin)"
         self.notes: list[str] = []
+        self.script_warnings: list[str] = []
         self.total = 0
 
     def plan(self) -> Reply | Plan:
@@ -104,15 +103,19 @@ class _Planner:
         content = self._description()
         for key, value in self.options.definitions:
             self.macros.define(key, value)
-        self.script.run(content, self.name)
-        if not self.script.queues and self.options.appended:
-            self.script.run("\n".join(self.options.appended), "-append")
+        version = re.search(r"[0-9]+(?:\.[0-9]+)+", self.job.site.version)
+        # It knows us, and we do not know it: in a cycle a large submission would stay in memory.
+        script = Script(self.macros, self.side, version[0] if version else "0", self._on_queue, self.options.appended)
+        script.run(content, self.name)
+        if not script.queues and self.options.appended:
+            script.run("\n".join(self.options.appended), "-append")
         if self.options.queue is not None:
-            if self.script.queues:
+            if script.queues:
                 raise SubmitError("-queue is given, but the submit description has a queue statement of its own")
-            self.script.run(f"queue {self.options.queue}", "-queue")
-        if not self.script.queues:
+            script.run(f"queue {self.options.queue}", "-queue")
+        if not script.queues:
             raise SubmitError(f'"{shown(self.name)}" doesn\'t contain any "queue" commands -- no jobs queued')
+        self.script_warnings = script.warnings
 
     def _description(self) -> str:
         file = self.options.file or "-"
@@ -138,7 +141,7 @@ class _Planner:
             if entry.line and name not in self.macros.used and not is_known(name)
         ]
         return "".join(
-            f"\nWARNING: {note}\n" for note in [*self.script.warnings, *self.notes, *self.job.warnings, *unused]
+            f"\nWARNING: {note}\n" for note in [*self.script_warnings, *self.notes, *self.job.warnings, *unused]
         )
 
 
@@ -190,9 +193,11 @@ def _ads(submission: Submission, cluster: int) -> str:
 
 
 def _job_ads(submission: Submission, cluster: int) -> Iterator[tuple[int, str]]:
+    deltas = each_delta(submission.deltas)
     for proc in range(min(submission.count, ADS_MAX)):
         ad = submission.description.job_ad
-        if submission.deltas:
-            changes: dict[str, Any] = msgspec.msgpack.decode(submission.deltas[proc])
+        delta = next(deltas, None)
+        if delta is not None:
+            changes: dict[str, Any] = msgspec.msgpack.decode(delta)
             ad = patched(ad, changes.get("ad", {}))
         yield proc, fill(ad, cluster, proc)

@@ -20,7 +20,7 @@ class ClusterAdded(msgspec.Struct, frozen=True):
     #: Packed `ClusterBody` and `Description`.
     body: bytes
     description: bytes
-    #: Empty, or one per proc.
+    #: Empty, or in blocks (`pilotq.deltas`).
     deltas: list[bytes]
     #: Kept files it needs.
     digests: list[str]

@@ -99,6 +99,7 @@ class NewCluster(msgspec.Struct, frozen=True):
     has_log: bool
     body: bytes
     description: bytes
+    #: Empty, or in blocks (`pilotq.deltas`).
     deltas: list[bytes]
     digests: list[str]
     #: Policy expressions by name.

@@ -22,10 +22,9 @@ from threading import Lock
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import msgspec
-
 from pilotq.condor.jobad import Common, Job, Template, body_of
 from pilotq.core.tasks import NO_FACTS
+from pilotq.deltas import Block
 from pilotq.errors import UnavailableError
 from pilotq.model import Facts, State
 from pilotq.store.blocks import LEFT, NONE, SPAN, paint, procs_of, read_body
@@ -53,7 +52,7 @@ class Cluster:
     template: Template
     has_deltas: bool
     #: First proc and deltas of the block read last.
-    block: tuple[int, list[bytes]] = (0, [])
+    block: tuple[int, Block | None] = (0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +169,14 @@ class Reader:
         return Job(template, proc, run.state, run.attempt, run.facts, now, site)
 
     def _delta(self, cluster: Cluster, proc: int) -> bytes:
-        first, deltas = cluster.block
-        if not first <= proc < first + len(deltas):
+        first, block = cluster.block
+        if block is None or not first <= proc < first + len(block):
             sql = "select first, deltas from delta where cluster = ? and first <= ? order by first desc limit 1"
             for first, packed in self._rows(sql, cluster.id, proc):
-                deltas = msgspec.msgpack.decode(packed, type=list[bytes])
-                cluster.block = (first, deltas)
+                block = Block(packed)
+                cluster.block = (first, block)
         index = proc - first
-        return deltas[index] if 0 <= index < len(deltas) else b""
+        return block[index] if block is not None and 0 <= index < len(block) else b""
 
     # ---- the queue
 

@@ -14,9 +14,10 @@ import msgspec
 
 from pilotq.condor.jobad import body_of
 from pilotq.core.records import Note
+from pilotq.deltas import DELTA_BLOCK, Block
 from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Resources
 from pilotq.scribe.lanes import Item
-from pilotq.store import DELTA_BLOCK, checksum, outbox
+from pilotq.store import checksum, outbox
 
 #: Clusters and blocks of deltas kept decoded.
 CACHED = 500
@@ -36,7 +37,6 @@ class _Needs(msgspec.Struct):
 
 
 _unpack_needs = msgspec.msgpack.Decoder(_Needs).decode
-_unpack_block = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 class Unreadable(Exception):  # noqa: N818
@@ -73,7 +73,7 @@ class Reader:
         )
         self._lock = threading.Lock()
         self._clusters: OrderedDict[int, _Cluster] = OrderedDict()
-        self._blocks: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
         #: Notes that came by hand, by block; and the blocks of which some must be read.
         self._held: dict[int, dict[int, Note]] = {}
         self._partly: set[int] = set()
@@ -185,7 +185,7 @@ class Reader:
         _remember(self._clusters, number, cluster)
         return cluster
 
-    def _block(self, number: int, first: int) -> list[bytes]:
+    def _block(self, number: int, first: int) -> Block:
         block = self._blocks.get((number, first))
         if block is not None:
             self._blocks.move_to_end((number, first))
@@ -194,7 +194,7 @@ class Reader:
         row = self._db.execute(query, (number, first)).fetchone()
         if row is None or zlib.crc32(row[0]) != row[1]:
             raise Unreadable(f"the items of tasks {number}.{first} and later are damaged in the store")
-        block = _unpack_block(row[0])
+        block = Block(row[0])
         _remember(self._blocks, (number, first), block)
         return block
 

@@ -18,9 +18,6 @@ from pilotq.core.records import Record
 from pilotq.errors import UnavailableError
 from pilotq.model import Facts, State
 
-#: Deltas in one row of the store.
-DELTA_BLOCK = 1000
-
 _pack = msgspec.msgpack.Encoder().encode
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.deltas import find_delta
 from pilotq.model import Facts, Outcome, State
 from pilotq.store import Final, LiveCluster, Loaded, StoreFull
 
@@ -101,7 +102,7 @@ class MemoryStore:
 
     def deltas(self, cluster: int, procs: list[int]) -> list[bytes]:
         deltas = self.clusters[cluster].deltas if cluster in self.clusters else []
-        return [deltas[proc] for proc in procs] if deltas else []
+        return [find_delta(deltas, proc) for proc in procs] if deltas else []
 
     def cluster_by_key(self, owner: str, key: str) -> list[int] | None:
         found = [

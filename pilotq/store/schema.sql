@@ -28,7 +28,7 @@ create table if not exists cluster (
 create unique index if not exists cluster_key on cluster (owner, key) where key <> '';
 create index if not exists cluster_live on cluster (cluster) where live = 1;
 
--- What differs between procs, in blocks of 1000: a msgpack array of packed deltas.
+-- What differs between procs, in blocks of 1000 (deltas.py).
 create table if not exists delta (
     cluster integer not null,
     first integer not null,

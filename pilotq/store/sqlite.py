@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from pilotq.core.records import Record
+from pilotq.deltas import DELTA_BLOCK, Block
 from pilotq.errors import UserError
-from pilotq.store import DELTA_BLOCK, Loaded, StoreBroken, StoreDamaged, StoreFull, checksum
+from pilotq.store import Loaded, StoreBroken, StoreDamaged, StoreFull, checksum
 from pilotq.store.blocks import Ledger, LeftTwiceError
 from pilotq.store.loading import load
 from pilotq.store.place import BALLAST_BYTES, Ballast, Lock, is_full, require_local
@@ -28,7 +29,6 @@ _WAL_BYTES_MAX = 64 << 20
 _WAL_BYTES = 32 + _CHECKPOINT_PAGES * (4096 + 24)
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack_list = msgspec.msgpack.Decoder(list[bytes]).decode
 _crc32 = zlib.crc32
 
 
@@ -227,7 +227,7 @@ class SqliteStore:
             raise self._judge(error) from error
 
     def deltas(self, cluster: int, procs: list[int]) -> list[bytes]:
-        blocks: dict[int, list[bytes]] = {}
+        blocks: dict[int, Block] = {}
         found = []
         for proc in procs:
             first = proc - proc % DELTA_BLOCK
@@ -240,7 +240,7 @@ class SqliteStore:
                     return []
                 if _crc32(row[0]) != row[1]:
                     raise StoreDamaged(f"the items of tasks {cluster}.{first} and later are damaged in the store")
-                block = blocks[first] = _unpack_list(row[0])
+                block = blocks[first] = Block(row[0])
             found.append(block[proc - first])
         return found
 

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.deltas import DELTA_BLOCK
 from pilotq.model import Outcome, State
-from pilotq.store import DELTA_BLOCK, checksum, outbox
+from pilotq.store import checksum, outbox
 from pilotq.store.blocks import Block, Ledger, blocks, pack_body, pack_procs
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -127,7 +128,6 @@ class Rows:
         self._clusters.append((*row, checksum(row), new.description, _crc32(new.description)))
         self._files += [(new.cluster, digest) for digest in new.digests]
         if new.deltas:
-            # Packed one block at a time while they are written: there may be a million.
             self._deltas.append(_delta_blocks(new.cluster, new.deltas))
 
     def _add_notes(self, notes: list[Note]) -> None:
@@ -153,6 +153,5 @@ def _row(block: Block, head: tuple[Any, ...], *alive: int) -> tuple[Any, ...]:
 
 
 def _delta_blocks(cluster: int, deltas: list[bytes]) -> Iterator[tuple[int, int, bytes, int]]:
-    for first in range(0, len(deltas), DELTA_BLOCK):
-        block = _pack(deltas[first : first + DELTA_BLOCK])
-        yield cluster, first, block, _crc32(block)
+    for number, block in enumerate(deltas):
+        yield cluster, number * DELTA_BLOCK, block, _crc32(block)

@@ -203,10 +203,6 @@ REASONS: dict[tuple[int, str], str] = {
     ),
     (3, "latency p50"): _HOPS,
     (3, "latency p99"): _HOPS,
-    (6, "bytes a queued task"): (
-        "What differs between the tasks is on disk; what stays is heap of the planning, which happens in the master's "
-        "process and is not given back, and the page cache of SQLite."
-    ),
     (
         9,
         "condor_q -constraint",

@@ -15,6 +15,7 @@ import msgspec
 from pilotq.condor.expressions import valid
 from pilotq.condor.request import Answer, Reply, Request, Want, raw, write_fields
 from pilotq.condor.submit import Plan, Site, plan_submit
+from pilotq.deltas import find_delta
 from pilotq.model import ClusterBody, Description, Submission, fill
 
 NOW = 1_700_000_000.0
@@ -137,7 +138,8 @@ def proc(submission: Submission, number: int, cluster: int = 7) -> tuple[Descrip
     """One proc with its delta and its numbers filled in, as head and worker see it."""
     description = msgspec.to_builtins(submission.description)
     body = msgspec.to_builtins(submission.body)
-    delta = msgspec.msgpack.decode(submission.deltas[number]) if submission.deltas else {}
+    packed = find_delta(submission.deltas, number)
+    delta = msgspec.msgpack.decode(packed) if packed else {}
     for name, value in delta.items():
         if name == "ad":
             body["ad"] = {**body.get("ad", {}), **value}

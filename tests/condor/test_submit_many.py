@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import FrameType
 
@@ -12,6 +13,7 @@ from submitting import HOME, User, argvs, proc
 from pilotq.condor import transfers
 from pilotq.condor.jobfile import patched
 from pilotq.condor.submit import Plan
+from pilotq.deltas import each_delta, find_delta
 from pilotq.model import CLUSTER_MARK, PROC_MARK, fill
 
 EXE = "executable = job.sh\n"
@@ -43,7 +45,7 @@ def test_only_what_differs_is_in_a_delta() -> None:
     )
     submission = user.one(text)
     assert argvs(submission) == [["a", "0"], ["'b", "1"], ["c", "2"]]
-    deltas = [msgspec.msgpack.decode(delta) for delta in submission.deltas]
+    deltas = [msgspec.msgpack.decode(delta) for delta in each_delta(submission.deltas)]
     assert all(set(delta) <= {"argv", "ad", "files"} for delta in deltas)
     assert deltas[1]["ad"] == {"Args": f'"\'b {PROC_MARK}"', "Q": '"\'b"', "TransferInput": '"d/x1"'}
     assert deltas[1]["argv"] == ["./condor_exec.exe", "'b", PROC_MARK]
@@ -86,7 +88,7 @@ def test_several_queue_statements_are_one_cluster() -> None:
     text = EXE + "arguments = $(Process)\nlog = l\nqueue 2\narguments = x$(Process)\n+B = 2\nqueue 2\n"
     submission = User().one(text)
     assert argvs(submission) == [["0"], ["1"], ["x2"], ["x3"]]
-    assert submission.deltas[0] == submission.deltas[1] == msgspec.msgpack.encode({})
+    assert list(each_delta(submission.deltas))[:2] == [msgspec.msgpack.encode({})] * 2
     assert [proc(submission, i)[1].ad.get("B") for i in range(4)] == [None, None, "2", "2"]
     assert User().one(EXE + "queue 2\nqueue 3\n").deltas == []
 
@@ -123,7 +125,7 @@ def test_needs_and_policies_are_those_of_a_whole_cluster() -> None:
 
 def test_the_ad_file_of_a_job_is_that_of_its_cluster_with_its_delta() -> None:
     submission = User().one(EXE + "arguments = $(x)\n+Q = $(x)\nqueue x in (1 2)\n")
-    delta = msgspec.msgpack.decode(submission.deltas[1])
+    delta = msgspec.msgpack.decode(find_delta(submission.deltas, 1))
     text = fill(patched(submission.description.job_ad, delta["ad"]), 7, 1)
     assert 'Args = "2"\n' in text and "Q = 2\n" in text and "ProcId = 1\n" in text
     lines = text.splitlines()
@@ -187,3 +189,57 @@ def test_files_are_looked_at_once_for_each_value_of_the_variables_that_name_them
         sys.setprofile(None)
     assert submission.count == 300 and len({proc(submission, number)[0].files[0].digest for number in range(300)}) == 3
     assert calls <= 5 * user.rounds
+
+
+ITEMS = 3000
+
+
+def many_of_their_own() -> tuple[User, str]:
+    """Jobs with arguments, environment and files of their own."""
+    user = User()
+    user.files |= {f"{HOME}/in.{number}": b"%d" % number for number in range(10)}
+    user.files[f"{HOME}/items"] = b"".join(b"name-of-item-%09d %d\n" % (n, n % 10) for n in range(ITEMS))
+    return user, EXE + (
+        'arguments = "work $(item)"\nenvironment = "ITEM=$(item) PART=$(Process)"\ntransfer_input_files = in.$(file)\n'
+        "queue item, file from items\n"
+    )
+
+
+def test_of_jobs_that_differ_by_items_little_more_than_the_items_is_kept() -> None:
+    user, text = many_of_their_own()
+    submission = user.one(text)
+    # Of these the item takes 23 and its head one.
+    assert sum(map(len, submission.deltas)) < 30 * ITEMS
+    description, _ = proc(submission, ITEMS - 1)
+    assert description.argv[1:] == ["work", f"name-of-item-{ITEMS - 1:09d}"]
+    assert description.env == {"ITEM": f"name-of-item-{ITEMS - 1:09d}", "PART": str(ITEMS - 1)}
+    assert description.files[0].name == "in.9"
+
+
+def test_a_job_that_differs_by_items_takes_few_calls() -> None:
+    user, text = many_of_their_own()
+    calls = 0
+
+    def on_event(_: FrameType, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(on_event)
+    try:
+        user.one(text)
+    finally:
+        sys.setprofile(None)
+    # Two rounds go over all the items.
+    assert calls < 25 * ITEMS
+
+
+def test_a_plan_leaves_nothing_for_the_collector() -> None:
+    user, text = many_of_their_own()
+    user.one(text)
+    gc.collect()
+    gc.disable()
+    try:
+        user.one(text)
+        assert gc.collect() < 100
+    finally:
+        gc.enable()

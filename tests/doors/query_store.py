@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from store_data import in_blocks
 
 import pilotq
 from pilotq.condor.request import read_fields, write_fields
@@ -72,7 +73,7 @@ class Builder:
         )
         encoded = [msgspec.msgpack.encode(delta) for delta in deltas or []]
         for first in range(0, len(encoded), block):
-            packed = msgspec.msgpack.encode(encoded[first : first + block])
+            (packed,) = in_blocks(encoded[first : first + block])
             self._insert("delta", cluster=number, first=first, deltas=packed, crc=0)
         self.db.commit()
         return self

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from store_data import in_blocks
 
 from pilotq.core.records import ClusterAdded, Note, NotesAdded, NotesDone
 from pilotq.model import ClusterBody, Description, Facts, OutputFile
@@ -45,7 +46,7 @@ class House:
         values: dict[str, object] = {"owner": "alice", "iwd": str(self.user), **body}
         packed = pack(ClusterBody(**values))  # type: ignore[arg-type]
         description = pack(Description(argv=["x"]))
-        new = ClusterAdded(self._clusters, "alice", "", count, 0, 1.0, packed, description, deltas or [], [])
+        new = ClusterAdded(self._clusters, "alice", "", count, 0, 1.0, packed, description, in_blocks(deltas or []), [])
         self.store.commit([new])
         return self._clusters
 

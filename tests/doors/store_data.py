@@ -7,11 +7,20 @@ from pathlib import Path
 import msgspec
 
 from pilotq.core.records import ClusterAdded, Note, NotesAdded, Record, TaskRows, TasksLeft
+from pilotq.deltas import Blocks, Form
 from pilotq.model import STDOUT, ClusterBody, Description, Facts, Outcome, OutputFile, State
 from pilotq.store import Loaded
 from pilotq.store.sqlite import SqliteStore
 
 pack = msgspec.msgpack.encode
+
+
+def in_blocks(deltas: list[bytes]) -> list[bytes]:
+    """Of deltas that are given one by one."""
+    blocks = Blocks()
+    for delta in deltas:
+        blocks.add(Form.whole(delta))
+    return blocks.packed()
 
 
 def cluster(number: int, count: int = 1, **more: object) -> ClusterAdded:
@@ -27,6 +36,8 @@ def cluster(number: int, count: int = 1, **more: object) -> ClusterAdded:
         "deltas": [],
         "digests": [],
     }
+    if "deltas" in more:
+        more["deltas"] = in_blocks(more["deltas"])  # type: ignore[arg-type]
     return ClusterAdded(**{**values, **more})  # type: ignore[arg-type]
 
 
