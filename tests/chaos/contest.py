@@ -37,8 +37,8 @@ COMMAND = "echo start {n} >> {ledger}; sleep 0.2; echo end {n} >> {ledger}"
 WORKERS, SLOTS = 2, 2
 #: A worker is killed so often, so many seconds apart.
 KILLS, KILL_S = 8, 4.0
-#: Without a report for so long nothing more is expected.
-QUIET_S = 60.0
+#: Without a sign of life for so long nothing more is expected; the longest heartbeat among them is 120 s.
+QUIET_S = 180.0
 #: Longest run.
 LONG_S = 600.0
 
