@@ -72,6 +72,8 @@ class Attempt:
     discarded = False
     #: It was reported; timers that name it are void.
     over = False
+    #: It ended in a way that may be the node's fault.
+    has_failed = False
     #: Looks in a row that found nothing of it.
     clean_looks = 0
     started_at = 0.0

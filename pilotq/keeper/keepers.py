@@ -66,6 +66,7 @@ class Keepers:
         self._closing = False
         self._empty = asyncio.Event()
         self._dirty: set[_Keeper] = set()
+        self._dead_ends = talk.DeadEnds()
 
     @property
     def pids(self) -> list[int]:
@@ -105,12 +106,19 @@ class Keepers:
         after: Token | None = None,
         inline: dict[str, Buffer] | None = None,
     ) -> None:
-        """Run an attempt in a keeper, at once or when the one before it in its slot is over.
+        """Run an attempt in a keeper, at once or when the one before it in its slot ended well.
 
-        Events: `Launched` when its payload runs for a while, `Exited` when nothing of it is left.
+        Events: `Launched` when its payload runs for a while, `Exited` when nothing of it is left; or `Returned` when it
+        was not started, as the one before it failed.
         """
         if token in self._home:
             return
+        if after in self._dead_ends:
+            # The core was not told yet.
+            given_back: list[Event] = [talk.Returned(token)]
+            asyncio.get_running_loop().call_soon(self._on_events, given_back)
+            return
+        self._dead_ends.forget(token)
         keeper = self._home.get(after) if after else None
         if keeper is None:
             after, keeper = None, min(self._keepers, key=_Keeper.load)
@@ -246,6 +254,7 @@ class Keepers:
                 continue
             if not isinstance(event, talk.Launched):
                 keeper.deaths = 0
+                self._dead_ends.note(event)
                 self._over(keeper, event.token, isinstance(event, talk.Exited) and event.kept)
             told.append(event)
         if told:

@@ -4,7 +4,8 @@ One turn of the loop: orders and children that ended -> timers and chores -> a l
 events to the worker. When the worker is gone everything is killed and the keeper leaves.
 
 An attempt may come while the one before it in its slot still runs. It waits, and begins the moment that one is over, so
-that a slot does not wait for messages.
+that a slot does not wait for messages. Behind one that failed nothing begins: all that waits for it is given back, as
+the node may have turned bad.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pilotq.keeper.family import Family, endings, proportional
 from pilotq.keeper.recipe import Recipes, base_environment
 from pilotq.keeper.report import Report
 from pilotq.keeper.scratch import Scratch
-from pilotq.model import Outcome
+from pilotq.model import BY_ORDER, HARMLESS, Outcome
 from pilotq.sandbox import files, marks
 from pilotq.wire import Token
 
@@ -55,6 +56,7 @@ class Keeper:
         self._attempts: dict[Token, Attempt] = {}
         #: How many of them wait for the one before them.
         self._waiting = 0
+        self._dead_ends = talk.DeadEnds()
         self._clearing: set[Attempt] = set()
         self._look_at = 0.0
         self._agenda = Agenda(self._on_failure)
@@ -132,11 +134,15 @@ class Keeper:
             self._stop(attempt, order.outcome, "", order.grace_s)
         elif attempt.stage == Stage.WAITING:
             self._let_go(attempt)
-            self._pipe.put(talk.Returned(attempt.token))
+            self._say_returned(attempt.token)
 
     def _on_launch(self, launch: talk.Launch) -> None:
         if launch.token in self._attempts:
             return
+        if launch.after in self._dead_ends:
+            self._say_returned(launch.token)
+            return
+        self._dead_ends.forget(launch.token)
         attempt = self._attempts[launch.token] = Attempt(launch)
         before = self._attempts.get(launch.after) if launch.after else None
         if before is None:
@@ -162,10 +168,27 @@ class Keeper:
         for follower in followers:
             if before is not None:
                 self._queue(follower, before)
+            elif attempt.has_failed:
+                self._give_back(follower)
             else:
                 self._waiting -= 1
                 follower.before = None
                 self._begin(follower)
+
+    def _give_back(self, follower: Attempt) -> None:
+        """It, and all that waits for it, is not started: the one before it failed."""
+        line = [follower]
+        for attempt in line:
+            line += attempt.followers
+            attempt.over = True
+            self._waiting -= 1
+            del self._attempts[attempt.token]
+            self._say_returned(attempt.token)
+
+    def _say_returned(self, token: Token) -> None:
+        returned = talk.Returned(token)
+        self._dead_ends.note(returned)
+        self._pipe.put(returned)
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.stage = Stage.STAGING
@@ -360,7 +383,7 @@ class Keeper:
 
     def _collect(self, attempt: Attempt) -> Chore:
         by_itself = (attempt.verdict or attempt.ran()) in BY_ITSELF
-        if attempt.verdict in (Outcome.CANCELLED, Outcome.EVICTED, Outcome.LOST):
+        if attempt.verdict in BY_ORDER:
             found = files.Collected([], 0)
         else:
             found = yield from files.collect(attempt.sandbox, attempt.description, attempt.prints, by_itself)
@@ -372,7 +395,12 @@ class Keeper:
             return
         ended = attempt.result(found)
         kept = not attempt.discarded and any(output.data is None for output in ended.outputs)
-        self._report.ended(talk.Exited(attempt.token, ended, kept), time.monotonic())
+        exited = talk.Exited(attempt.token, ended, kept)
+        self._report.ended(exited, time.monotonic())
+        attempt.has_failed = attempt.stage > Stage.WAITING and ended.outcome not in HARMLESS
+        if attempt.has_failed:
+            self._dead_ends.note(exited)
+            self._report.tell_ends()
         if attempt.env:
             # It had begun.
             self._family.forget(attempt)

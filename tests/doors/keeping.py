@@ -37,6 +37,7 @@ class Bench:
         self.ends: dict[Token, asyncio.Future[Ended]] = {}
         self.kept: dict[Token, bool] = {}
         self.returned: dict[Token, asyncio.Future[None]] = {}
+        self._launches: dict[Token, Any] = {}
 
     def _on_events(self, events: list[Event]) -> None:
         for event in events:
@@ -73,8 +74,13 @@ class Bench:
         body = msgspec.msgpack.encode(Description(argv=list(argv), **fields))
         packed = msgspec.msgpack.encode(delta) if delta else b""
         sandbox = str(self.sandbox(token))
-        self.keepers.launch(token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n", after, inline)
+        self._launches[token] = (token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n")
+        self.keepers.launch(*self._launches[token], after, inline)
         return token
+
+    def relaunch(self, token: Token) -> None:
+        """Once more what was given back."""
+        self.keepers.launch(*self._launches[token])
 
     def sandbox(self, token: Token) -> Path:
         return self.tasks / f"{token.cluster}.{token.proc}.{token.attempt}"
