@@ -80,7 +80,7 @@ class Worker:
             on_ready=lambda tokens, reason, may_pass: self.engine.put(w.FilesReady(tokens, reason, may_pass)),
         )
         self.keepers = Keepers(
-            max(1, min(settings.worker_keepers, self.capacity.cpus)), self._on_keepers, self.folder.nonce
+            max(1, min(settings.worker_keepers, self.capacity.cpus)), self._on_keepers, self._tasks, self.folder.nonce
         )
         await self.keepers.start()
         # What lives now lives for ever, and attempts leave no cycles worth looking for often.
@@ -98,6 +98,8 @@ class Worker:
         finally:
             run_file.unlink(missing_ok=True)
             await self.keepers.close(0)
+            # Results that were not acknowledged in time, and what killed keepers left: nobody can ask for it any more.
+            self.folder.empty()
             self.engine.close()
             if self.up is not None:
                 self.up.close()

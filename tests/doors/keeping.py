@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import itertools
 import os
@@ -32,12 +33,12 @@ class Bench:
         self.tasks = path / "tasks"
         for directory in (self.cache, self.tasks):
             directory.mkdir(exist_ok=True)
-        self.keepers = Keepers(count, self._on_events)
+        self.keepers = Keepers(count, self._on_events, str(self.tasks))
         self.pids: dict[Token, asyncio.Future[int]] = {}
         self.ends: dict[Token, asyncio.Future[Ended]] = {}
         self.kept: dict[Token, bool] = {}
         self.returned: dict[Token, asyncio.Future[None]] = {}
-        self._launches: dict[Token, Any] = {}
+        self._launches: dict[Token, Callable[..., None]] = {}
 
     def _on_events(self, events: list[Event]) -> None:
         for event in events:
@@ -62,7 +63,7 @@ class Bench:
         delta: dict[str, Any] | None = None,
         extra: Any = None,
         after: Token | None = None,
-        inline: dict[str, bytes] | None = None,
+        inline: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Token:
         """Begin an attempt of a new task."""
@@ -74,13 +75,15 @@ class Bench:
         body = msgspec.msgpack.encode(Description(argv=list(argv), **fields))
         packed = msgspec.msgpack.encode(delta) if delta else b""
         sandbox = str(self.sandbox(token))
-        self._launches[token] = (token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n")
-        self.keepers.launch(*self._launches[token], after, inline)
+        self._launches[token] = launch = functools.partial(
+            self.keepers.launch, token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n"
+        )
+        launch(after, inline)
         return token
 
     def relaunch(self, token: Token) -> None:
         """Once more what was given back."""
-        self.keepers.launch(*self._launches[token])
+        self._launches[token]()
 
     def sandbox(self, token: Token) -> Path:
         return self.tasks / f"{token.cluster}.{token.proc}.{token.attempt}"

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from keeping import Bench, alive, data, numbers, until
 
-from pilotq.keeper.family import Scan
+from pilotq.keeper.family import Scan, stat
 from pilotq.model import STDOUT, Outcome
 from pilotq.sandbox import marks
+from pilotq.wire import Token
 
 #: A daemon: says its pid in the file $PIDS and stays. Forked twice, in a session of its own.
 STAY = "echo $$ >> $PIDS; exec sleep 60"
@@ -148,9 +149,40 @@ async def test_keeper_is_killed(bench: Bench, pids: Path) -> None:
     assert (ended.outcome, ended.reason) == (Outcome.LOST, "Its keeper process was killed by signal 9")
     assert not alive(pid)
     assert not living(pids)
-    bench.keepers.discard(token)
     assert (await bench.run("/bin/true")).outcome == Outcome.OK, "another took its place"
     await until(lambda: not bench.sandbox(token).exists())
+
+
+async def test_what_a_killed_keeper_left_on_disk(tmp_path: Path) -> None:
+    """Spares, what it was to remove and what lived in it go; outputs that were not pulled and what lives stay."""
+    bench = Bench(tmp_path, count=2)
+    await bench.keepers.start()
+    here = bench.launch("/bin/sleep", "60")
+    there = bench.launch("/bin/sleep", "60")
+    await asyncio.gather(bench.pid(here), bench.pid(there))
+    kept = bench.launch_sh("head -c 100000 /dev/zero > out; mkdir d; echo > d/x", outputs=["out"])
+    assert (await bench.end(kept)).outcome == Outcome.OK
+    assert bench.kept[kept]
+    spares = [bench.launch("/bin/sleep", "0.1") for _ in range(6)]
+    await asyncio.gather(*(bench.end(token) for token in spares))
+    assert [token for token in spares if bench.sandbox(token).exists()]
+    os.kill(parent(await bench.pid(here)), signal.SIGKILL)
+    assert (await bench.end(here)).outcome == Outcome.LOST
+    await until(lambda: {path.name for path in bench.tasks.iterdir()} == {name(bench, kept), name(bench, there)})
+    assert (bench.sandbox(kept) / "out").stat().st_size == 100_000
+    assert (await bench.run("/bin/true")).outcome == Outcome.OK
+    bench.keepers.discard(kept)
+    await until(lambda: not bench.sandbox(kept).exists())
+    await bench.keepers.close(0)
+    assert not list(bench.tasks.iterdir())
+
+
+def parent(pid: int) -> int:
+    return int(stat(pid)[1])
+
+
+def name(bench: Bench, token: Token) -> str:
+    return bench.sandbox(token).name
 
 
 async def test_only_the_dead_keepers_tasks_are_lost(tmp_path: Path) -> None:
