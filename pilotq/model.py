@@ -110,6 +110,8 @@ class Outcome(IntEnum):
     CANCELLED = 10
     #: The worker would not take it.
     REJECTED = 11
+    #: Over its number of processes and threads.
+    PROCESSES = 12
 
 
 #: Outcomes that end a task; after the others it is idle again or held.

@@ -46,6 +46,8 @@ class Options:
     #: 0 to 1, other on every worker: spreads their tries to connect.
     spread: float = 0.5
     predecessors: list[str] = field(default_factory=list)
+    #: Which control groups are in force, in words.
+    containment: str = ""
 
 
 class WorkerCore(Core):

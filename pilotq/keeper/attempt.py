@@ -18,6 +18,7 @@ from pilotq.sandbox.files import (
     Collected,
     Print,
 )
+from pilotq.sandbox.groups import Group
 from pilotq.sandbox.spares import Filling
 
 #: A start that fails so may succeed a moment later.
@@ -76,6 +77,9 @@ class Attempt:
     has_failed = False
     #: Looks in a row that found nothing of it.
     clean_looks = 0
+    #: The control group it has of its own; why that is of no use.
+    group: Group | None = None
+    group_error = ""
     started_at = 0.0
     wall_s = 0.0
     user_s = 0.0

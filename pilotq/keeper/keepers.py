@@ -12,11 +12,16 @@ import socket
 import sys
 from collections.abc import Callable
 
+import msgspec
+
 import pilotq
 from pilotq.errors import UnavailableError
 from pilotq.keeper import talk
+from pilotq.keeper.limits import Bounds
 from pilotq.model import Ended, Outcome
 from pilotq.sandbox import marks, remove
+from pilotq.sandbox.groups import Group
+from pilotq.sandbox.marks import KEEPER
 from pilotq.wire import Buffer, Token
 
 START_S = 30.0
@@ -57,7 +62,18 @@ class Keepers:
     The worker must have no other children: what a dead keeper leaves becomes a child of the worker, and is killed.
     """
 
-    def __init__(self, count: int, on_events: Callable[[list[Event]], None], scratch: str, nonce: str = "") -> None:
+    def __init__(
+        self,
+        count: int,
+        on_events: Callable[[list[Event]], None],
+        scratch: str,
+        nonce: str = "",
+        bounds: Bounds | None = None,
+        group: Group | None = None,
+    ) -> None:
+        self._bounds = msgspec.json.encode(bounds or Bounds()).decode()
+        #: Where the keepers live.
+        self._group = group or Group()
         self._count = count
         #: Directory of all sandboxes, and of nothing else.
         self._scratch = scratch
@@ -196,11 +212,12 @@ class Keepers:
         here, there = socket.socketpair()
         keeper.serial = next(self._serials)
         root = os.path.dirname(os.path.dirname(os.path.abspath(pilotq.__file__)))
-        word = f"{marks.prefix(self._nonce, keeper.serial)}keeper"
+        word = marks.prefix(self._nonce, keeper.serial) + KEEPER
         env = dict(os.environ)
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
         env[marks.VARIABLE] = " ".join(filter(None, [env.get(marks.VARIABLE, ""), word]))
-        argv = [sys.executable, "-P", "-X", "utf8", "-m", "pilotq.keeper", "3", self._nonce, str(keeper.serial)]
+        argv = [sys.executable, "-P", "-X", "utf8", "-m", "pilotq.keeper"]
+        argv += ["3", self._nonce, str(keeper.serial), self._bounds]
         with there:
             keeper.pid = os.posix_spawn(
                 sys.executable,
@@ -214,6 +231,10 @@ class Keepers:
                 setsid=True,
                 setsigmask=(),
             )
+        try:
+            self._group.enter(keeper.pid)
+        except OSError as error:
+            log.warning("a keeper is in no control group", extra={"error": str(error)})
         keeper.pipe = talk.Pipe(here, talk.events)
         keeper.writing = False
         asyncio.get_running_loop().add_reader(here, self._on_readable, keeper)

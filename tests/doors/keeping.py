@@ -27,13 +27,13 @@ _numbers = itertools.count(1)
 class Bench:
     """Keepers, their events, and a directory for sandboxes and kept files."""
 
-    def __init__(self, path: Path, count: int = 1) -> None:
+    def __init__(self, path: Path, count: int = 1, **bounds: Any) -> None:
         self.path = path
         self.cache = path / "blobs"
         self.tasks = path / "tasks"
         for directory in (self.cache, self.tasks):
             directory.mkdir(exist_ok=True)
-        self.keepers = Keepers(count, self._on_events, str(self.tasks))
+        self.keepers = Keepers(count, self._on_events, str(self.tasks), **bounds)
         self.pids: dict[Token, asyncio.Future[int]] = {}
         self.ends: dict[Token, asyncio.Future[Ended]] = {}
         self.kept: dict[Token, bool] = {}
