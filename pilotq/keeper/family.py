@@ -212,6 +212,12 @@ def kill_group(pid: int) -> None:
         pass
 
 
+def resident(pid: int) -> int:
+    """The resident set of a process in bytes; 0 when it is gone."""
+    fields = marks.read(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * _PAGE if fields else 0
+
+
 def proportional(pid: int) -> int | None:
     """The resident set of a process with its shared pages divided among those that share them; bytes."""
     for line in marks.read(f"/proc/{pid}/smaps_rollup").splitlines():

@@ -176,6 +176,14 @@ class Keepers:
             keeper = self._keepers[token.proc % len(self._keepers)]
         self._put(keeper, talk.Discard(token, sandbox))
 
+    def wake(self) -> None:
+        """Continue keepers that somebody stopped (SIGSTOP): nothing else would end their tasks."""
+        for keeper in self._keepers:
+            with contextlib.suppress(OSError):
+                if keeper.pid and os.waitid(os.P_PID, keeper.pid, os.WSTOPPED | os.WNOHANG):
+                    os.kill(keeper.pid, signal.SIGCONT)
+                    log.warning("a keeper was stopped, and is continued", extra={"pid": keeper.pid})
+
     async def close(self, grace_s: float | None = None) -> None:
         """End everything (EVICTED), wait for it, and let the keepers go; no process is left."""
         for token in list(self._home):

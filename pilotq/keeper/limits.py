@@ -13,7 +13,7 @@ import msgspec
 
 from pilotq.keeper.agenda import Agenda, Chore
 from pilotq.keeper.attempt import Attempt
-from pilotq.keeper.family import Family, proportional
+from pilotq.keeper.family import Family, proportional, resident
 from pilotq.model import Outcome
 from pilotq.sandbox import files
 from pilotq.sandbox.groups import Group, host_processes
@@ -116,8 +116,7 @@ class Limits:
         measured = []
         for attempt in running:
             if attempt.group and not attempt.group_error:
-                if attempt.group.memory_kills():
-                    self._stop(attempt, Outcome.MEMORY, _killed(attempt), None)
+                self._look_at_group(attempt, attempt.group)
             elif attempt.description.memory_limit_bytes:
                 measured.append(attempt)
         most = self._bounds.processes
@@ -132,6 +131,13 @@ class Limits:
                     reason = f"It had {count} processes and threads, its limit is {most}"
                     self._stop(attempt, Outcome.PROCESSES, reason, 0)
         self._agenda.at(max(EVERY_S, REST * (time.monotonic() - began)), None, self._watch)
+
+    def _look_at_group(self, attempt: Attempt, group: Group) -> None:
+        """Did the kernel kill something? And what was used before there was a group counts too."""
+        if group.memory_kills():
+            self._stop(attempt, Outcome.MEMORY, _killed(attempt), None)
+        else:
+            self._compare(attempt, {pid: resident(pid) for pid in group.members()})
 
     def _compare(self, attempt: Attempt, sizes: dict[int, int]) -> None:
         """Shared pages count once when it matters."""

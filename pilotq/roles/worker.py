@@ -135,6 +135,7 @@ class Worker:
                 deadline = time.monotonic() + GOODBYE_S
                 self.engine.put(w.Terminate())
             self._write_status()
+            self.keepers.wake()
             timeout = 1.0 if not stop.is_set() and not self.core.draining else 0.1
             await wait_for_any(None if stop.is_set() else stop, self.engine.failed, timeout)
         notify("STOPPING=1")

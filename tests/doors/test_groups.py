@@ -116,6 +116,13 @@ async def test_the_kernel_holds_the_memory_limit(bench: Bench, home: Home) -> No
     await until(lambda: not children(home.group) - {"keepers"})
 
 
+async def test_what_was_taken_before_there_was_a_group_counts(bench: Bench, home: Home) -> None:
+    need("memory", home)
+    ended = await bench.run(sys.executable, "-I", "-S", "-c", HOG.format(60, 60), memory_limit_bytes=40 * MIB)
+    assert ended.outcome == Outcome.MEMORY
+    assert ended.reason.endswith("limit is 40 MiB") or ended.reason.endswith("limit of 40 MiB")
+
+
 async def test_a_child_that_hogs_is_told_apart_from_its_parent(bench: Bench, home: Home) -> None:
     """The main process goes on when the kernel kills its child: the limit is passed all the same."""
     need("memory", home)

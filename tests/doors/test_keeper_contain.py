@@ -153,6 +153,37 @@ async def test_keeper_is_killed(bench: Bench, pids: Path) -> None:
     await until(lambda: not bench.sandbox(token).exists())
 
 
+async def test_tasks_go_first_when_memory_runs_out(bench: Bench) -> None:
+    """The kernel's order, and that a keeper is back at its own place when it has started what there was."""
+    (keeper,) = bench.keepers.pids
+    own = score(keeper)
+    for _ in range(2):
+        token = bench.launch("/bin/sleep", "60")
+        assert score(await bench.pid(token)) == min(1000, max(500, own + 500))
+    await until(lambda: score(keeper) == own)
+
+
+def score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+async def test_a_task_kills_its_keeper(bench: Bench, pids: Path) -> None:
+    ended = await bench.sh(DAEMON + WAIT + "kill -9 $PPID; sleep 60", env=env(pids))
+    assert (ended.outcome, ended.reason) == (Outcome.LOST, "Its keeper process was killed by signal 9")
+    assert not living(pids)
+
+
+async def test_a_task_stops_its_keeper(bench: Bench) -> None:
+    (keeper,) = bench.keepers.pids
+    stopper = bench.launch_sh("kill -STOP $PPID; sleep 60")
+    beside = bench.launch_sh("sleep 0.1")
+    await until(lambda: stat(keeper)[0] == b"T")
+    bench.keepers.wake()
+    assert (await bench.end(beside)).outcome == Outcome.OK
+    bench.keepers.end(stopper, Outcome.CANCELLED)
+    assert (await bench.end(stopper)).outcome == Outcome.CANCELLED
+
+
 async def test_what_a_killed_keeper_left_on_disk(tmp_path: Path) -> None:
     """Spares, what it was to remove and what lived in it go; outputs that were not pulled and what lives stay."""
     bench = Bench(tmp_path, count=2)
