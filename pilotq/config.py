@@ -48,7 +48,7 @@ class Setting(NamedTuple):
     attribute: str
     type: str
     default: Value
-    #: "", "s", "bytes", "path", "port", "hosts" or "level": how its text is read.
+    #: "", "s", "bytes", "path", "port", "hosts", "level" or words with commas between: how its text is read.
     unit: str
     #: Variables from alien-workqueue; the last one that is set wins over the ones before it.
     env: tuple[str, ...]
@@ -119,6 +119,10 @@ class Settings:
     worker_disk_bytes: int = _set(0, "Disk this worker offers; 0: what is free in its scratch.", "bytes")
     worker_ahead: int = _set(0, "Tasks kept waiting on the worker to start at once; 0: by their length.")
     worker_keepers: int = _set(2, "Processes that start and watch the tasks.")
+    worker_cgroups: str = _set("auto", "Control groups for tasks: auto, where the system lets us, or off.", "auto, off")
+    worker_task_processes: int = _set(
+        10_000, "A task with so many processes and threads is ended and held; 0: not looked at."
+    )
     worker_token: str = _set("", "The worker's key file. Empty: worker.token in the home.", "path")
 
     task_cpus: int = _set(1, "Cores of a task that asks for none.")
@@ -323,11 +327,12 @@ def _read(setting: Setting, value: object) -> Value:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
             raise ValueError(f"a whole number from {low} to {high}" if high == 65535 else "a whole number, 0 or more")
         return int(text)
-    if setting.unit == "level" and text.lower() not in LEVELS:
-        raise ValueError(", ".join(LEVELS[:-1]) + f" or {LEVELS[-1]}")
+    words = LEVELS if setting.unit == "level" else tuple(setting.unit.split(", ")) if "," in setting.unit else ()
+    if words and text.lower() not in words:
+        raise ValueError(", ".join(words[:-1]) + f" or {words[-1]}")
     if "\n" in text or "\0" in text:
         raise ValueError("one line of text")
-    return text.lower() if setting.unit == "level" else text
+    return text.lower() if words else text
 
 
 def _bool(value: object, text: str) -> bool:

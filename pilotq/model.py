@@ -110,10 +110,16 @@ class Outcome(IntEnum):
     CANCELLED = 10
     #: The worker would not take it.
     REJECTED = 11
+    #: Over its number of processes and threads.
+    PROCESSES = 12
 
 
 #: Outcomes that end a task; after the others it is idle again or held.
 ENDING = frozenset({Outcome.OK, Outcome.EXIT, Outcome.SIGNAL})
+#: Outcomes that the worker chose: nothing of the attempt is wanted.
+BY_ORDER = frozenset({Outcome.CANCELLED, Outcome.EVICTED, Outcome.LOST})
+#: Outcomes behind which the next attempt in the slot begins unasked; the others may be the node's fault.
+HARMLESS = BY_ORDER | {Outcome.OK}
 
 
 class HoldCode(IntEnum):

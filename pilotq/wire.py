@@ -77,6 +77,8 @@ class Hello(_Message, frozen=True):
     predecessors: list[str] = []
     #: Of the `AskInventory` it answers; 0: none.
     answers: int = 0
+    #: Which control groups hold its tasks, for people.
+    containment: Annotated[str, Meta(max_length=200)] = ""
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -18,6 +18,8 @@ from pilotq.cli.context import SHIMS, existing_part, is_on_network, read_facts, 
 from pilotq.cli.processes import read_records
 from pilotq.client import Client
 from pilotq.config import Settings
+from pilotq.sandbox import marks
+from pilotq.sandbox.groups import Home, processes_max
 from pilotq.store.place import filesystem
 
 #: Open files a master needs for some thousand workers without foremen.
@@ -51,6 +53,7 @@ def _look(settings: Settings) -> Iterator[Finding]:
     yield from _home(settings)
     yield from _space(settings)
     yield from _drain_files(settings)
+    yield _groups(settings)
     client = Client(settings.home)
     is_there = client.is_there()
     said = "answers" if is_there else "does not answer"
@@ -111,6 +114,16 @@ def _drain_files(settings: Settings) -> Iterator[Finding]:
     for path in (f"{settings.home}/drain", settings.worker_drain_file):
         if os.path.exists(path):
             yield Finding("warn", f"{path} is there: what looks at it drains", f"rm {path}")
+
+
+def _groups(settings: Settings) -> Finding:
+    """What a worker that is started from here would have."""
+    if settings.worker_cgroups == "off":
+        return Finding("ok", "control groups: off (worker.cgroups)")
+    home = Home(marks.new_nonce(), processes_max())
+    mode, instead = home.group.mode, "" if home.group.memory else "; memory of tasks is measured every second"
+    home.release()
+    return Finding("ok", f"control groups of a worker started here: {mode}{instead}")
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:

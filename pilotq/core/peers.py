@@ -42,6 +42,8 @@ class Worker:
     host: str = ""
     pid: int = 0
     version: str = ""
+    #: Which control groups hold its tasks, in words.
+    containment: str = ""
     #: Name of its token.
     key: str = ""
     #: None: no way to it at the moment.

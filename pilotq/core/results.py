@@ -27,6 +27,7 @@ _HOLDS = {
     Outcome.TIMEOUT: HoldCode.DURATION,
     Outcome.MEMORY: HoldCode.RESOURCES,
     Outcome.DISK: HoldCode.RESOURCES,
+    Outcome.PROCESSES: HoldCode.RESOURCES,
     Outcome.STAGE_IN: HoldCode.CANNOT_START,
     Outcome.STAGE_OUT: HoldCode.OUTPUT_FILE,
 }

@@ -94,6 +94,7 @@ class Sessions:
         is_new = worker.route is None
         worker.host, worker.pid, worker.version, worker.key = message.host, message.pid, message.version, event.name
         worker.generation, worker.offer, worker.asked = message.generation, message.offer, False
+        worker.containment = message.containment
         worker.mismatch_since = float("inf")
         worker.heard_at, worker.lease_over_at = now.boot, lease_end(now.boot, limits.lease_s)
         self._peers.connect(worker, event.route)

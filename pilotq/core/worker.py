@@ -46,6 +46,8 @@ class Options:
     #: 0 to 1, other on every worker: spreads their tries to connect.
     spread: float = 0.5
     predecessors: list[str] = field(default_factory=list)
+    #: Which control groups are in force, in words.
+    containment: str = ""
 
 
 class WorkerCore(Core):
@@ -202,17 +204,18 @@ class WorkerCore(Core):
             if attempt is not None and attempt.phase in ("starting", "next"):
                 attempt.phase = "running"
                 self._new_starts[token] = None
-        for token in event.returned:
+        # The first comes to the front last.
+        for token in reversed(event.returned):
             attempt = self.attempts.get(token)
             if attempt is not None:
                 self._on_returned(attempt, now)
 
     def _on_returned(self, attempt: Attempt, now: Now) -> None:
-        """It was taken back from its keeper before it was started."""
+        """Its keeper gave it back before it was started."""
         if attempt.killed:
             self._end(attempt, Ended(Outcome.CANCELLED), now)
-        elif self.draining:
-            self._give_back([attempt], "draining", now)
+        elif self.draining or self.slots.is_doubtful:
+            self._give_back([attempt], "draining" if self.draining else "full", now)
         else:
             self.slots.leave(attempt, now)
             self.slots.wait(attempt, now)

@@ -98,6 +98,7 @@ class Session:
             unacked=list(worker.results),
             predecessors=options.predecessors,
             answers=answers,
+            containment=options.containment,
         )
         worker.actions.append(w.Say(hello))
 

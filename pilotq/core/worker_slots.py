@@ -22,6 +22,8 @@ PASSED_S = 30.0
 #: So much work, and so many attempts, may follow in a slot.
 FOLLOW_S = 0.25
 FOLLOWERS_MAX = 200
+#: A failure halves how many may follow, a task that ends well adds this: about a third of a failure's distance.
+MORE = 0.25
 #: What counts as the time of a task when nothing is known, at most.
 LONG_TASK_S = 10.0
 #: After so many failures in a row a worker may be a black hole.
@@ -87,6 +89,8 @@ class Slots:
         self.mean_task_s = 1e9
         #: Of the tasks that ended last, in a row.
         self._failed = 0
+        #: What follows one that fails comes back: so many may follow in a slot, as tasks failed lately.
+        self._follow = float(FOLLOWERS_MAX)
         self._single_task = single_task
         self._queues: dict[Resources, OrderedDict[wire.Token, Attempt]] = {}
         self._number = 0
@@ -177,7 +181,7 @@ class Slots:
 
     def _open_slot(self, needs: Resources, now: Now) -> Slot | None:
         """Where one more attempt may follow: each of the slots that moved in turn."""
-        most = 0 if self._single_task else min(FOLLOWERS_MAX, int(FOLLOW_S / max(self.mean_task_s, 1e-3)))
+        most = 0 if self._single_task else int(min(self._follow, FOLLOW_S / max(self.mean_task_s, 1e-3)))
         for _ in range(len(self._open)):
             slot = self._open.popleft()
             if slot.takes_more(most) and now.boot - slot.moved_at < STUCK_S:
@@ -246,14 +250,21 @@ class Slots:
         """A task that ended well took so long."""
         self.mean_task_s = 0.8 * min(self.mean_task_s, LONG_TASK_S) + 0.2 * wall_s
         self._failed = 0
+        self._follow = min(FOLLOWERS_MAX, self._follow + MORE)
 
     def note_failure(self) -> bool:
         """A task failed; True when that is one too many in a row: nothing is held ahead until tasks end well again."""
         self._failed += 1
+        self._follow = max(1.0, self._follow / 2)
         if self._failed != FAILED_MAX:
             return False
         self.mean_task_s = LONG_TASK_S
         return True
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Did too many fail since the last one that ended well?"""
+        return self._failed >= FAILED_MAX
 
     @property
     def all_waiting(self) -> list[Attempt]:

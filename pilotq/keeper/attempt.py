@@ -18,6 +18,7 @@ from pilotq.sandbox.files import (
     Collected,
     Print,
 )
+from pilotq.sandbox.groups import Group
 from pilotq.sandbox.spares import Filling
 
 #: A start that fails so may succeed a moment later.
@@ -72,8 +73,13 @@ class Attempt:
     discarded = False
     #: It was reported; timers that name it are void.
     over = False
+    #: It ended in a way that may be the node's fault.
+    has_failed = False
     #: Looks in a row that found nothing of it.
     clean_looks = 0
+    #: The control group it has of its own; why that is of no use.
+    group: Group | None = None
+    group_error = ""
     started_at = 0.0
     wall_s = 0.0
     user_s = 0.0

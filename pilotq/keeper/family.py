@@ -106,13 +106,18 @@ class Family:
         for pid in self.list_children():
             if pid in self.mains:
                 continue
-            suspects = self.orphans.get(pid)
-            if suspects is None:
-                suspects = self.orphans[pid] = self._suspects(pid)
+            suspects = self._noticed(pid)
             if suspects.isdisjoint(self._living):
                 left |= suspects
                 kill_group(pid)
         return left
+
+    def _noticed(self, pid: int) -> set[Attempt]:
+        """Suspects of an orphan, as they were when it was first seen."""
+        suspects = self.orphans.get(pid)
+        if suspects is None:
+            suspects = self.orphans[pid] = self._suspects(pid)
+        return suspects
 
     def _suspects(self, pid: int) -> set[Attempt]:
         try:
@@ -143,23 +148,33 @@ class Family:
                 return
             time.sleep(0.002)
 
-    def memory(self) -> dict[Attempt, list[tuple[int, int]]]:
-        """Processes of every living attempt with their resident sets in bytes.
+    def members(self, attempt: Attempt) -> set[int]:
+        """Its processes: those known and their descendants."""
+        line = [pid for pid, one in self.mains.items() if one is attempt]
+        line += [pid for pid in self.list_children() if pid not in self.mains and self._noticed(pid) == {attempt}]
+        if not isinstance(self.list_children, Scan):
+            for pid in line:
+                line += descend(pid)
+            return set(line)
+        return {pid for pid, _, _ in self.census().get(attempt, [])}
+
+    def census(self) -> dict[Attempt, list[tuple[int, int, int]]]:
+        """Processes of every living attempt with their resident sets in bytes and their threads.
 
         Cost: one read a process of the host.
         """
         parent: dict[int, int] = {}
-        resident: dict[int, int] = {}
+        sizes: dict[int, tuple[int, int]] = {}
         owner: dict[int, Attempt | None] = {os.getpid(): None}
         for pid in marks.pids():
             fields = stat(pid)
             if fields:
                 parent[pid] = int(fields[1])
-                resident[pid] = int(fields[21]) * _PAGE
+                sizes[pid] = int(fields[21]) * _PAGE, int(fields[17])
         for pid, suspects in self.orphans.items():
             owner[pid] = next(iter(suspects)) if len(suspects) == 1 else None
         owner.update(self.mains)
-        found: dict[Attempt, list[tuple[int, int]]] = {}
+        found: dict[Attempt, list[tuple[int, int, int]]] = {}
         for pid in parent:
             line = [pid]
             while line[-1] not in owner and line[-1] in parent:
@@ -168,7 +183,7 @@ class Family:
             for one in line:
                 owner[one] = attempt
             if attempt is not None:
-                found.setdefault(attempt, []).append((pid, resident[pid]))
+                found.setdefault(attempt, []).append((pid, *sizes[pid]))
         return found
 
 
@@ -197,6 +212,12 @@ def kill_group(pid: int) -> None:
         pass
 
 
+def resident(pid: int) -> int:
+    """The resident set of a process in bytes; 0 when it is gone."""
+    fields = marks.read(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * _PAGE if fields else 0
+
+
 def proportional(pid: int) -> int | None:
     """The resident set of a process with its shared pages divided among those that share them; bytes."""
     for line in marks.read(f"/proc/{pid}/smaps_rollup").splitlines():
@@ -208,6 +229,15 @@ def proportional(pid: int) -> int | None:
 def stat(pid: int) -> list[bytes]:
     """Fields of /proc/pid/stat from the third on (state, ppid, pgrp, session, ...); empty when it is gone."""
     return marks.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def descend(pid: int) -> list[int]:
+    """The children of a process, of all its threads."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    return [int(word) for thread in threads for word in marks.read(f"/proc/{pid}/task/{thread}/children").split()]
 
 
 def children_file() -> Callable[[], list[int]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -11,17 +12,24 @@ import socket
 import sys
 from collections.abc import Callable
 
+import msgspec
+
 import pilotq
 from pilotq.errors import UnavailableError
 from pilotq.keeper import talk
+from pilotq.keeper.limits import Bounds
 from pilotq.model import Ended, Outcome
-from pilotq.sandbox import marks
+from pilotq.sandbox import marks, remove
+from pilotq.sandbox.groups import Group
+from pilotq.sandbox.marks import KEEPER
 from pilotq.wire import Buffer, Token
 
 START_S = 30.0
 #: A keeper that dies again and again is started more and more slowly.
 _RESTART_S_MAX = 10.0
 _CLOSE_S = 10.0
+#: What is being removed has such a name.
+_GRAVE = ".grave."
 
 Event = talk.Launched | talk.Exited | talk.Returned
 log = logging.getLogger(__name__)
@@ -54,18 +62,34 @@ class Keepers:
     The worker must have no other children: what a dead keeper leaves becomes a child of the worker, and is killed.
     """
 
-    def __init__(self, count: int, on_events: Callable[[list[Event]], None], nonce: str = "") -> None:
+    def __init__(
+        self,
+        count: int,
+        on_events: Callable[[list[Event]], None],
+        scratch: str,
+        nonce: str = "",
+        bounds: Bounds | None = None,
+        group: Group | None = None,
+    ) -> None:
+        self._bounds = msgspec.json.encode(bounds or Bounds()).decode()
+        #: Where the keepers live.
+        self._group = group or Group()
         self._count = count
+        #: Directory of all sandboxes, and of nothing else.
+        self._scratch = scratch
         self._on_events = on_events
         self._nonce = nonce or marks.new_nonce()
         self._serials = itertools.count(1)
         self._keepers: list[_Keeper] = []
         self._home: dict[Token, _Keeper] = {}
+        #: Of attempts that live, or left something that is still wanted.
         self._sandboxes: dict[Token, str] = {}
+        self._graves = itertools.count(1)
         self._burials: set[asyncio.Task[None]] = set()
         self._closing = False
         self._empty = asyncio.Event()
         self._dirty: set[_Keeper] = set()
+        self._dead_ends = talk.DeadEnds()
 
     @property
     def pids(self) -> list[int]:
@@ -105,12 +129,19 @@ class Keepers:
         after: Token | None = None,
         inline: dict[str, Buffer] | None = None,
     ) -> None:
-        """Run an attempt in a keeper, at once or when the one before it in its slot is over.
+        """Run an attempt in a keeper, at once or when the one before it in its slot ended well.
 
-        Events: `Launched` when its payload runs for a while, `Exited` when nothing of it is left.
+        Events: `Launched` when its payload runs for a while, `Exited` when nothing of it is left; or `Returned` when it
+        was not started, as the one before it failed.
         """
         if token in self._home:
             return
+        if after in self._dead_ends:
+            # The core was not told yet.
+            given_back: list[Event] = [talk.Returned(token)]
+            asyncio.get_running_loop().call_soon(self._on_events, given_back)
+            return
+        self._dead_ends.forget(token)
         keeper = self._home.get(after) if after else None
         if keeper is None:
             after, keeper = None, min(self._keepers, key=_Keeper.load)
@@ -136,10 +167,22 @@ class Keepers:
 
     def discard(self, token: Token) -> None:
         """Remove the sandbox of an attempt, at its end when it is live."""
-        sandbox = self._sandboxes.pop(token, None)
-        if sandbox is not None:
-            keeper = self._home.get(token) or self._keepers[token.proc % len(self._keepers)]
-            self._put(keeper, talk.Discard(token, sandbox))
+        sandbox = self._sandboxes.get(token)
+        if sandbox is None:
+            return
+        keeper = self._home.get(token)
+        if keeper is None:
+            del self._sandboxes[token]
+            keeper = self._keepers[token.proc % len(self._keepers)]
+        self._put(keeper, talk.Discard(token, sandbox))
+
+    def wake(self) -> None:
+        """Continue keepers that somebody stopped (SIGSTOP): nothing else would end their tasks."""
+        for keeper in self._keepers:
+            with contextlib.suppress(OSError):
+                if keeper.pid and os.waitid(os.P_PID, keeper.pid, os.WSTOPPED | os.WNOHANG):
+                    os.kill(keeper.pid, signal.SIGCONT)
+                    log.warning("a keeper was stopped, and is continued", extra={"pid": keeper.pid})
 
     async def close(self, grace_s: float | None = None) -> None:
         """End everything (EVICTED), wait for it, and let the keepers go; no process is left."""
@@ -160,6 +203,7 @@ class Keepers:
             for pid in self.pids:
                 os.kill(pid, signal.SIGKILL)
             await self._until_gone()
+        await asyncio.gather(*self._burials)
 
     async def _until_gone(self) -> None:
         await asyncio.gather(*(keeper.gone.wait() for keeper in self._keepers))
@@ -176,11 +220,12 @@ class Keepers:
         here, there = socket.socketpair()
         keeper.serial = next(self._serials)
         root = os.path.dirname(os.path.dirname(os.path.abspath(pilotq.__file__)))
-        word = f"{marks.prefix(self._nonce, keeper.serial)}keeper"
+        word = marks.prefix(self._nonce, keeper.serial) + KEEPER
         env = dict(os.environ)
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
         env[marks.VARIABLE] = " ".join(filter(None, [env.get(marks.VARIABLE, ""), word]))
-        argv = [sys.executable, "-P", "-X", "utf8", "-m", "pilotq.keeper", "3", self._nonce, str(keeper.serial)]
+        argv = [sys.executable, "-P", "-X", "utf8", "-m", "pilotq.keeper"]
+        argv += ["3", self._nonce, str(keeper.serial), self._bounds]
         with there:
             keeper.pid = os.posix_spawn(
                 sys.executable,
@@ -194,6 +239,10 @@ class Keepers:
                 setsid=True,
                 setsigmask=(),
             )
+        try:
+            self._group.enter(keeper.pid)
+        except OSError as error:
+            log.warning("a keeper is in no control group", extra={"error": str(error)})
         keeper.pipe = talk.Pipe(here, talk.events)
         keeper.writing = False
         asyncio.get_running_loop().add_reader(here, self._on_readable, keeper)
@@ -246,6 +295,7 @@ class Keepers:
                 continue
             if not isinstance(event, talk.Launched):
                 keeper.deaths = 0
+                self._dead_ends.note(event)
                 self._over(keeper, event.token, isinstance(event, talk.Exited) and event.kept)
             told.append(event)
         if told:
@@ -275,15 +325,18 @@ class Keepers:
         burial.add_done_callback(self._burials.discard)
 
     async def _bury(self, keeper: _Keeper) -> None:
-        """Kill all it kept, report it lost, start another."""
+        """Kill all it kept, report it lost, start another, remove what it left on disk."""
         status = await self._reaped(keeper)
-        if keeper.tokens or not self._closing:
+        graves: list[str] = []
+        if keeper.tokens or not self._closing or status:
             empty = 0
             while empty < 2:
                 empty = 0 if marks.hunt(self._nonce, keeper.serial) else empty + 1
                 await asyncio.sleep(0.005)
             log.error("a keeper died", extra={"status": status, "tasks": len(keeper.tokens)})
             self._report_lost(keeper, f"Its keeper process {_how(status)}")
+            graves = self._unwanted()
+        removal = asyncio.get_running_loop().run_in_executor(None, _remove_all, graves)
         keeper.deaths += 1
         if keeper.deaths > 1 and not self._closing:
             await asyncio.sleep(min(_RESTART_S_MAX, 0.05 * 2**keeper.deaths))
@@ -291,6 +344,22 @@ class Keepers:
             keeper.gone.set()
         else:
             self._spawn(keeper)
+        await removal
+
+    def _unwanted(self) -> list[str]:
+        """Set aside the sandboxes that neither live nor have outputs to be pulled: those of a dead keeper.
+
+        Spares of the other keepers are among them; a keeper does without a spare that is gone.
+        """
+        wanted = {os.path.basename(sandbox) for sandbox in self._sandboxes.values()}
+        graves = []
+        for name in os.listdir(self._scratch):
+            if name not in wanted and not name.startswith(_GRAVE):
+                grave = f"{self._scratch}/{_GRAVE}{next(self._graves)}"
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(f"{self._scratch}/{name}", grave)
+                    graves.append(grave)
+        return graves
 
     def _report_lost(self, keeper: _Keeper, reason: str) -> None:
         """All that was in it is over. What waited for another was not started, as far as was told."""
@@ -299,9 +368,9 @@ class Keepers:
         for token, after in list(keeper.tokens.items()):
             if token not in unsent:
                 outcome = Outcome.EVICTED if after in keeper.tokens else Outcome.LOST
-                told.append(talk.Exited(token, Ended(outcome, 0, reason), kept=True))
+                told.append(talk.Exited(token, Ended(outcome, 0, reason)))
         for event in told:
-            self._over(keeper, event.token, True)
+            self._over(keeper, event.token, False)
         if told:
             self._on_events(told)
 
@@ -317,6 +386,15 @@ class Keepers:
             status = os.waitstatus_to_exitcode(code) if pid else None
         keeper.pid = 0
         return status
+
+
+def _remove_all(paths: list[str]) -> None:
+    """Those that it can."""
+    for path in paths:
+        try:
+            remove(path)
+        except OSError as error:
+            log.warning("a sandbox cannot be removed", extra={"sandbox": path, "error": str(error)})
 
 
 def _how(status: int) -> str:

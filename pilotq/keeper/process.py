@@ -4,7 +4,8 @@ One turn of the loop: orders and children that ended -> timers and chores -> a l
 events to the worker. When the worker is gone everything is killed and the keeper leaves.
 
 An attempt may come while the one before it in its slot still runs. It waits, and begins the moment that one is over, so
-that a slot does not wait for messages.
+that a slot does not wait for messages. Behind one that failed nothing begins: all that waits for it is given back, as
+the node may have turned bad.
 """
 
 from __future__ import annotations
@@ -24,21 +25,20 @@ import msgspec
 from pilotq.keeper import talk
 from pilotq.keeper.agenda import Agenda, Chore
 from pilotq.keeper.attempt import BY_ITSELF, TRANSIENT, Attempt, Stage
-from pilotq.keeper.family import Family, endings, proportional
+from pilotq.keeper.family import Family, endings
+from pilotq.keeper.limits import REST, Bounds, Limits
 from pilotq.keeper.recipe import Recipes, base_environment
 from pilotq.keeper.report import Report
 from pilotq.keeper.scratch import Scratch
-from pilotq.model import Outcome
+from pilotq.model import BY_ORDER, HARMLESS, Outcome
 from pilotq.sandbox import files, marks
 from pilotq.wire import Token
 
-MEMORY_EVERY_S = 1.0
-DISK_EVERY_S = 5.0
-#: Of its time a keeper spends at most a tenth on looking for processes.
-_REST = 9
 #: A look that takes less of the processor's time needs no rest.
 _CHEAP_S = 0.001
 _TRIES = 7
+#: A keeper that may sleep for longer has nothing to start.
+_IDLE_S = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -46,22 +46,25 @@ log = logging.getLogger(__name__)
 class Keeper:
     """What one keeper process does, from `run` to the end of its worker."""
 
-    def __init__(self, sock: socket.socket, nonce: str, serial: int) -> None:
+    def __init__(self, sock: socket.socket, nonce: str, serial: int, bounds: Bounds) -> None:
         self._pipe: talk.Pipe[talk.Order] = talk.Pipe(sock, talk.orders)
         self._report = Report(self._pipe)
+        self._nonce = nonce
         self._family = Family(nonce, serial)
         self._base = base_environment()
         self._recipes = Recipes()
         self._attempts: dict[Token, Attempt] = {}
         #: How many of them wait for the one before them.
         self._waiting = 0
+        self._dead_ends = talk.DeadEnds()
         self._clearing: set[Attempt] = set()
         self._look_at = 0.0
         self._agenda = Agenda(self._on_failure)
         self._scratch = Scratch(self._agenda)
-        self._watching_memory = False
+        self._limits = Limits(bounds, self._agenda, self._family, self._attempts.values, self._stop)
         self._poll = select.epoll()
         self._endings = endings()
+        self._victims = marks.Victims()
 
     def run(self) -> None:
         """Serve until the worker is gone, then kill everything."""
@@ -80,7 +83,10 @@ class Keeper:
                 if done is sending:
                     sending = not done
                     self._poll.modify(here, select.EPOLLIN | (select.EPOLLOUT if sending else 0))
-                for fd, what in self._poll.poll(self._pause_s()):
+                pause_s = self._pause_s()
+                if pause_s > _IDLE_S:
+                    self._victims.withdraw()
+                for fd, what in self._poll.poll(pause_s):
                     if fd != here:
                         os.read(fd, 4096)
                         self._reap()
@@ -95,6 +101,9 @@ class Keeper:
                 self._report.tell(time.monotonic(), self._waiting > 0)
         finally:
             self._family.end()
+            marks.hunt_until_none(self._nonce, spare=marks.KEEPER)
+            for attempt in self._attempts.values():
+                self._limits.over(attempt, 0)
             self._scratch.end()
 
     def _pause_s(self) -> float:
@@ -132,11 +141,15 @@ class Keeper:
             self._stop(attempt, order.outcome, "", order.grace_s)
         elif attempt.stage == Stage.WAITING:
             self._let_go(attempt)
-            self._pipe.put(talk.Returned(attempt.token))
+            self._say_returned(attempt.token)
 
     def _on_launch(self, launch: talk.Launch) -> None:
         if launch.token in self._attempts:
             return
+        if launch.after in self._dead_ends:
+            self._say_returned(launch.token)
+            return
+        self._dead_ends.forget(launch.token)
         attempt = self._attempts[launch.token] = Attempt(launch)
         before = self._attempts.get(launch.after) if launch.after else None
         if before is None:
@@ -162,10 +175,27 @@ class Keeper:
         for follower in followers:
             if before is not None:
                 self._queue(follower, before)
+            elif attempt.has_failed:
+                self._give_back(follower)
             else:
                 self._waiting -= 1
                 follower.before = None
                 self._begin(follower)
+
+    def _give_back(self, follower: Attempt) -> None:
+        """It, and all that waits for it, is not started: the one before it failed."""
+        line = [follower]
+        for attempt in line:
+            line += attempt.followers
+            attempt.over = True
+            self._waiting -= 1
+            del self._attempts[attempt.token]
+            self._say_returned(attempt.token)
+
+    def _say_returned(self, token: Token) -> None:
+        returned = talk.Returned(token)
+        self._dead_ends.note(returned)
+        self._pipe.put(returned)
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.stage = Stage.STAGING
@@ -201,6 +231,7 @@ class Keeper:
         d = attempt.description
         command = d.pre if stage == Stage.PRE else d.post if stage == Stage.POST else None
         self._family.before_start(attempt)
+        self._victims.offer()
         began = time.monotonic()
         try:
             pid = attempt.spawn(command)
@@ -217,16 +248,7 @@ class Keeper:
         if stage == Stage.PAYLOAD:
             attempt.started_at = began
             self._report.started(attempt.token, pid, began)
-        if d.wall_time_s:
-            reason = f"It ran longer than its wall time of {d.wall_time_s:g} s"
-            self._agenda.at(d.wall_time_s, attempt, lambda: self._limit(attempt, pid, Outcome.TIMEOUT, reason))
-        if d.memory_limit_bytes and not self._watching_memory:
-            self._watching_memory = True
-            self._agenda.at(MEMORY_EVERY_S, None, self._watch_memory)
-        if d.disk_limit_bytes:
-            self._agenda.at(
-                min(1.0, DISK_EVERY_S), attempt, lambda: self._agenda.chore(self._watch_disk(attempt, pid), attempt)
-            )
+        self._limits.begin(attempt)
 
     def _reap(self) -> None:
         """Take every child that ended."""
@@ -251,6 +273,7 @@ class Keeper:
     def _on_end(self, attempt: Attempt, status: int) -> None:
         """The main process of a stage ended: exit code, or minus a signal."""
         d = attempt.description
+        self._limits.ended(attempt)
         if attempt.stage == Stage.PAYLOAD:
             attempt.status = status
             attempt.wall_s = time.monotonic() - attempt.started_at
@@ -266,11 +289,6 @@ class Keeper:
             self._clear(attempt)
 
     # ---- limits and the end ------------------------------------------------------------------------------------
-
-    def _limit(self, attempt: Attempt, pid: int, outcome: Outcome, reason: str) -> None:
-        """A limit was passed by a process that may have ended meanwhile."""
-        if attempt.pid == pid:
-            self._stop(attempt, outcome, reason, None)
 
     def _stop(self, attempt: Attempt, outcome: Outcome, reason: str, grace_s: float | None) -> None:
         """End it by its signal, then SIGKILL. The first verdict stands; a later one may only shorten the grace."""
@@ -305,40 +323,11 @@ class Keeper:
                 with contextlib.suppress(OSError):
                     os.killpg(attempt.pid, signal.SIGTERM)
 
-    def _watch_memory(self) -> None:
-        """Compare the memory of all attempts that have a limit; shared pages count once when it matters."""
-        began = time.monotonic()
-        limited = [a for a in self._attempts.values() if a.description.memory_limit_bytes and a.pid]
-        self._watching_memory = bool(limited)
-        if not limited:
-            return
-        found = self._family.memory()
-        for attempt in limited:
-            limit = attempt.description.memory_limit_bytes
-            sizes = dict(found.get(attempt, []))
-            if sum(sizes.values()) <= limit:
-                continue
-            used = sum(proportional(pid) or size for pid, size in sizes.items())
-            if used > limit:
-                reason = f"It used {used >> 20} MiB of memory, its limit is {limit >> 20} MiB"
-                attempt.memory_bytes = max(attempt.memory_bytes, used)
-                self._stop(attempt, Outcome.MEMORY, reason, None)
-        self._agenda.at(max(MEMORY_EVERY_S, _REST * (time.monotonic() - began)), None, self._watch_memory)
-
-    def _watch_disk(self, attempt: Attempt, pid: int) -> Chore:
-        limit = attempt.description.disk_limit_bytes
-        used = yield from files.measure(attempt.sandbox)
-        if attempt.pid != pid:
-            return
-        if used > limit:
-            reason = f"Its scratch directory holds {used >> 20} MiB, its limit is {limit >> 20} MiB"
-            return self._stop(attempt, Outcome.DISK, reason, None)
-        self._agenda.at(DISK_EVERY_S, attempt, lambda: self._agenda.chore(self._watch_disk(attempt, pid), attempt))
-
     def _clear(self, attempt: Attempt) -> None:
         """Its main process is gone for good: nothing of it may stay."""
         attempt.stage = Stage.CLEARING
         self._family.ended(attempt)
+        self._limits.clear(attempt)
         self._clearing.add(attempt)
 
     def _look(self) -> None:
@@ -349,7 +338,7 @@ class Keeper:
         left = self._family.look()
         cost = time.thread_time() - began
         # What is being killed may grow meanwhile: then we may not rest long.
-        self._look_at = time.monotonic() + cost * (1 if left else _REST) if cost > _CHEAP_S else 0.0
+        self._look_at = time.monotonic() + cost * (1 if left else REST) if cost > _CHEAP_S else 0.0
         needed = self._family.looks
         for attempt in list(self._clearing):
             attempt.clean_looks = 0 if attempt in left else attempt.clean_looks + 1
@@ -360,7 +349,7 @@ class Keeper:
 
     def _collect(self, attempt: Attempt) -> Chore:
         by_itself = (attempt.verdict or attempt.ran()) in BY_ITSELF
-        if attempt.verdict in (Outcome.CANCELLED, Outcome.EVICTED, Outcome.LOST):
+        if attempt.verdict in BY_ORDER:
             found = files.Collected([], 0)
         else:
             found = yield from files.collect(attempt.sandbox, attempt.description, attempt.prints, by_itself)
@@ -372,18 +361,25 @@ class Keeper:
             return
         ended = attempt.result(found)
         kept = not attempt.discarded and any(output.data is None for output in ended.outputs)
-        self._report.ended(talk.Exited(attempt.token, ended, kept), time.monotonic())
+        exited = talk.Exited(attempt.token, ended, kept)
+        self._report.ended(exited, time.monotonic())
+        attempt.has_failed = attempt.stage > Stage.WAITING and ended.outcome not in HARMLESS
+        if attempt.has_failed:
+            self._dead_ends.note(exited)
+            self._report.tell_ends()
         if attempt.env:
             # It had begun.
             self._family.forget(attempt)
+            self._limits.over(attempt)
             if not kept:
                 self._scratch.leave(attempt, found)
         self._let_go(attempt)
 
 
 def main(argv: list[str]) -> None:
-    """Be a keeper: descriptor of the socket to the worker, nonce, serial."""
+    """Be a keeper: descriptor of the socket to the worker, nonce, serial, bounds."""
     fd, nonce, serial = int(argv[0]), argv[1], int(argv[2])
+    bounds = msgspec.json.decode(argv[3], type=Bounds)
     # What the worker was started with and did not know of is not for tasks.
     for other in [int(name) for name in os.listdir("/proc/self/fd")]:
         if other > 2 and other != fd:
@@ -397,10 +393,14 @@ def main(argv: list[str]) -> None:
         signal.signal(number, lambda number, frame: None)
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    most, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if bounds.processes_together and not bounds.group.pids and not 0 <= most <= bounds.processes_together:
+        # Counts all of the account; of no effect for root.
+        resource.setrlimit(resource.RLIMIT_NPROC, (bounds.processes_together, hard))
     marks.become_subreaper()
     # What lives now lives for ever, and an attempt leaves no cycles worth looking for often.
     gc.freeze()
     gc.set_threshold(50_000)
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
-    Keeper(sock, nonce, serial).run()
+    Keeper(sock, nonce, serial, bounds).run()

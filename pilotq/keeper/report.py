@@ -15,7 +15,8 @@ _ENDS_MAX = 100
 
 
 class Report:
-    """Starts of what runs for a while; ends at once, or in batches while the slots have work without the worker."""
+    """Starts of what runs for a while; ends at once, or in batches while the slots have work without the worker and
+    nothing fails."""
 
     def __init__(self, pipe: talk.Pipe[talk.Order]) -> None:
         self._pipe = pipe
@@ -33,6 +34,12 @@ class Report:
             self._ends_at = now + ENDED_S
         self._ends.append(exited)
 
+    def tell_ends(self) -> None:
+        """All of them now."""
+        for exited in self._ends:
+            self._pipe.put(exited)
+        self._ends.clear()
+
     def due_at(self, otherwise: float) -> float:
         """When `tell` has something to do."""
         if self._ends:
@@ -44,9 +51,7 @@ class Report:
     def tell(self, now: float, is_busy: bool) -> None:
         """Say what is due; all ends when nothing waits to be started."""
         if self._ends and (not is_busy or now >= self._ends_at or len(self._ends) >= _ENDS_MAX):
-            for exited in self._ends:
-                self._pipe.put(exited)
-            self._ends.clear()
+            self.tell_ends()
         while self._starts:
             token, (at, pid) = next(iter(self._starts.items()))
             if at > now:

@@ -8,13 +8,14 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from pilotq.model import Ended, Outcome
+from pilotq.model import HARMLESS, Ended, Outcome
 from pilotq.wire import Token
 
 _LENGTH = struct.Struct("<I")
 _ROOM = bytes(_LENGTH.size)
 #: Bytes taken from the socket at once, about what it holds.
 _CHUNK = 1 << 18
+_DEAD_ENDS_MAX = 10_000
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -94,6 +95,28 @@ class Returned(_Message, frozen=True):
     """It was not started and never will be: as if it had not come."""
 
     token: Token
+
+
+class DeadEnds:
+    """Attempts that failed or were given back, of late: what is to follow them may be on its way, and is given back."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[Token, None] = {}
+
+    def __contains__(self, token: Token | None) -> bool:
+        return token in self._tokens
+
+    def note(self, event: Exited | Returned) -> None:
+        """Is nothing to begin behind this one unasked?"""
+        if isinstance(event, Exited) and event.ended.outcome in HARMLESS:
+            return
+        if len(self._tokens) >= _DEAD_ENDS_MAX:
+            del self._tokens[next(iter(self._tokens))]
+        self._tokens[event.token] = None
+
+    def forget(self, token: Token) -> None:
+        """It comes again."""
+        self._tokens.pop(token, None)
 
 
 Order = Launch | End | Return | Discard

@@ -56,6 +56,7 @@ def _worker_view(worker: Worker, core: MasterCore, boot: float) -> dict[str, Any
         "host": worker.host,
         "pid": worker.pid,
         "version": worker.version,
+        "cgroups": worker.containment,
         "foreman": foreman.name if foreman else "",
         "cpus": worker.offer.capacity.cpus,
         "busy": min(worker.used[0], worker.offer.capacity.cpus),

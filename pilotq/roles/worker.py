@@ -25,10 +25,11 @@ from pilotq.home import state_dir_of, write_run_file
 from pilotq.keeper import talk
 from pilotq.keeper.keepers import Event as KeeperEvent
 from pilotq.keeper.keepers import Keepers
+from pilotq.keeper.limits import Bounds
 from pilotq.link import Dialer
 from pilotq.model import Resources
 from pilotq.roles.files import Stager
-from pilotq.sandbox import Folder, read_output, sweep, take_folder
+from pilotq.sandbox import Folder, groups, marks, read_output, sweep, take_folder
 
 #: After a signal to stop, the results of evicted tasks have this long to be acknowledged.
 GOODBYE_S = 15.0
@@ -44,8 +45,14 @@ class Worker:
         self.folder: Folder = take_folder(settings.worker_workdir, self.host)
         self.predecessors = sweep(self.folder)
         self.name = f"{self.host}#{os.getpid()}.{self.folder.nonce}"
+        together = groups.processes_max()
+        marks.protect()
+        self.groups = groups.Home(self.folder.nonce, together) if settings.worker_cgroups == "auto" else None
+        own = self.groups.group if self.groups else groups.Group()
+        most = min(settings.worker_task_processes, together)
+        self.bounds = Bounds(own, most, together)
         # On disk before anybody is told: whoever comes after us can say that we are gone.
-        self.folder.announce(self.name)
+        self.folder.announce(self.name, own.directories)
         self.capacity = settings.offer(facts)
         self._blobs, self._tasks = self.folder.blobs, self.folder.tasks
         self._task_env = {"_CONDOR_SLOT": "slot1", "_CONDOR_SLOT_NAME": f"slot1@{self.host}"}
@@ -71,6 +78,7 @@ class Worker:
             ahead=settings.worker_ahead or -1,
             spread=self.spread,
             predecessors=self.predecessors,
+            containment=self.bounds.group.mode,
         )
         self.core = WorkerCore(options, read_clocks())
         self.engine = Engine(self.core, self._perform, w.Tick(), on_turn=Watchdog())
@@ -80,7 +88,12 @@ class Worker:
             on_ready=lambda tokens, reason, may_pass: self.engine.put(w.FilesReady(tokens, reason, may_pass)),
         )
         self.keepers = Keepers(
-            max(1, min(settings.worker_keepers, self.capacity.cpus)), self._on_keepers, self.folder.nonce
+            max(1, min(settings.worker_keepers, self.capacity.cpus)),
+            self._on_keepers,
+            self._tasks,
+            self.folder.nonce,
+            self.bounds,
+            self.groups.keepers if self.groups else groups.Group(),
         )
         await self.keepers.start()
         # What lives now lives for ever, and attempts leave no cycles worth looking for often.
@@ -89,7 +102,9 @@ class Worker:
         self._write_status()
         self.engine.put(w.Tick())
         where = ", ".join(str(endpoint) for endpoint in self.endpoints[:8])
-        tell("worker", "serving", {"cores": self.capacity.cpus, "connects to": where, "pid": os.getpid()})
+        tell(
+            "worker", "serving", {"cores": self.capacity.cpus, "connects to": where, "cgroups": self.bounds.group.mode}
+        )
         name = Path(self.folder.path).name.replace(self.host, "worker", 1)
         run_file = write_run_file(state_dir_of(settings), name, role="worker", version=__version__)
         notify("READY=1")
@@ -98,6 +113,10 @@ class Worker:
         finally:
             run_file.unlink(missing_ok=True)
             await self.keepers.close(0)
+            # Results that were not acknowledged in time, and what killed keepers left: nobody can ask for it any more.
+            self.folder.empty()
+            if self.groups:
+                self.groups.release()
             self.engine.close()
             if self.up is not None:
                 self.up.close()
@@ -116,6 +135,7 @@ class Worker:
                 deadline = time.monotonic() + GOODBYE_S
                 self.engine.put(w.Terminate())
             self._write_status()
+            self.keepers.wake()
             timeout = 1.0 if not stop.is_set() and not self.core.draining else 0.1
             await wait_for_any(None if stop.is_set() else stop, self.engine.failed, timeout)
         notify("STOPPING=1")

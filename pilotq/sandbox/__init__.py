@@ -1,7 +1,7 @@
 """One attempt's directory, and the folder of a host that holds them.
 
 `files` fills, measures, collects and removes a sandbox; `host` takes and sweeps the folder; `marks` finds the processes
-that belong to it.
+that belong to it; `groups` holds them together where the system can.
 """
 
 from __future__ import annotations

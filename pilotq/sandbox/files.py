@@ -426,6 +426,9 @@ def removing(path: str) -> Generator[None, None, None]:
             failed.append(error)
     try:
         os.rmdir(path)
+    except FileNotFoundError:
+        # Somebody else removed it, or set it aside.
+        return
     except OSError as error:
         # A directory that changed while it was read may have hidden something: once more, unless there is a reason.
         if error.errno != errno.ENOTEMPTY or failed:

@@ -19,7 +19,7 @@ import time
 
 from pilotq.errors import PilotqError, UnavailableError, UserError
 from pilotq.proc import start_ticks
-from pilotq.sandbox import marks
+from pilotq.sandbox import groups, marks
 from pilotq.sandbox.files import remove
 
 FOLDERS_MAX = 64
@@ -44,6 +44,9 @@ class Folder:
         self.nonce = marks.new_nonce()
         #: Nonces of dead workers whose processes may still be there.
         self._stale: list[str] = []
+        #: Control groups of this worker, and of dead ones.
+        self.groups: list[str] = []
+        self._stale_groups: list[str] = []
         #: Names under which earlier workers of this folder were known, until the master was told.
         self.names: list[str] = []
         self._shown: dict[str, object] = {}
@@ -58,9 +61,10 @@ class Folder:
     def tasks(self) -> str:
         return os.path.join(self.path, "tasks")
 
-    def announce(self, name: str) -> None:
-        """This worker's name goes beside those of its predecessors."""
+    def announce(self, name: str, groups: list[str]) -> None:
+        """This worker's name and control groups go beside those of its predecessors."""
         self.names = [*self.names, name]
+        self.groups = groups
         self._save()
 
     def remember(self, name: str) -> None:
@@ -74,6 +78,15 @@ class Folder:
             self._shown = facts
             self._try_to_save()
 
+    def empty(self) -> None:
+        """Remove all sandboxes. Order: nothing runs in them."""
+        for name in os.listdir(self.tasks) if os.path.isdir(self.tasks) else []:
+            try:
+                remove(os.path.join(self.tasks, name))
+            except OSError as error:
+                facts = {"folder": self.path, "task": name, "error": str(error)}
+                log.warning("a sandbox cannot be removed", extra=facts)
+
     def release(self) -> None:
         os.close(self._lock)
 
@@ -83,6 +96,7 @@ class Folder:
                 known = json.load(file)
             self._stale = [str(nonce) for nonce in known["nonces"] if int(str(nonce), 16) < 1 << 32]
             self.names = [str(name) for name in known["names"]]
+            self._stale_groups = [str(path) for path in known.get("groups", [])]
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError) as error:
@@ -103,6 +117,7 @@ class Folder:
         content = {
             "nonces": [self.nonce, *self._stale],
             "names": self.names,
+            "groups": self.groups + self._stale_groups,
             "pid": os.getpid(),
             "started": start_ticks(os.getpid()),
             **self._shown,
@@ -236,10 +251,8 @@ def _clean(folder: Folder) -> None:
                 )
             if not empty:
                 time.sleep(0.01)
-    for name in os.listdir(folder.tasks) if os.path.isdir(folder.tasks) else []:
-        try:
-            remove(os.path.join(folder.tasks, name))
-        except OSError as error:
-            log.warning("a sandbox cannot be removed", extra={"folder": folder.path, "task": name, "error": str(error)})
-    folder._stale = []
+    for group in folder._stale_groups:
+        groups.bury(group)
+    folder.empty()
+    folder._stale, folder._stale_groups = [], []
     folder._save()

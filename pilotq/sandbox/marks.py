@@ -16,13 +16,18 @@ import os
 import resource
 import secrets
 import signal
+import time
 
 VARIABLE = "PILOTQ_ATTEMPT"
+#: Instead of the name of an attempt, in the word of a keeper.
+KEEPER = "keeper"
 _RLIMIT_LOCKS = 10
 _SERIALS = 1 << 11
 #: Of attempts, before the marks of a keeper come round again.
 NUMBERS = 1 << 20
 _PR_SET_CHILD_SUBREAPER = 36
+#: Score of worker and keepers when the kernel looks for something to kill.
+PROTECTED = -500
 
 
 def new_nonce() -> str:
@@ -48,6 +53,46 @@ def wear(mark: int) -> None:
 
 
 _HARD = resource.getrlimit(_RLIMIT_LOCKS)[1]
+
+
+class Victims:
+    """What this process starts between `offer` and `withdraw` is what the kernel kills first when memory runs out."""
+
+    def __init__(self) -> None:
+        self._file = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+        self._own = os.read(self._file, 16)
+        self._offered = str(min(1000, max(500, int(self._own) + 500))).encode()
+        self._is_offered = False
+
+    def offer(self) -> None:
+        if not self._is_offered:
+            self._set(self._offered)
+            self._is_offered = True
+
+    def withdraw(self) -> None:
+        if self._is_offered:
+            self._set(self._own)
+            self._is_offered = False
+
+    def _set(self, score: bytes) -> None:
+        try:
+            os.pwrite(self._file, score, 0)
+        except OSError:
+            pass
+
+
+def protect() -> None:
+    """The kernel is to spare this process, where we may say so; what it starts inherits that.
+
+    Source: proc(5), /proc/pid/oom_score_adj.
+    """
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            if int(file.read()) > PROTECTED:
+                file.seek(0)
+                file.write(str(PROTECTED))
+    except OSError:
+        pass
 
 
 def worn(pid: int) -> int:
@@ -89,10 +134,19 @@ def pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def hunt(nonce: str, serial: int | None = None) -> int:
-    """One pass: kill all that carries the nonce (and the serial), reap our own children of them; how many still live.
+def hunt_until_none(nonce: str, spare: str) -> None:
+    """Kill all that carries the nonce but for processes whose word ends so; two passes at least."""
+    empty = 0
+    while empty < 2:
+        empty = 0 if hunt(nonce, spare=spare) else empty + 1
+        time.sleep(0.005)
 
-    Call it until it finds nothing, with pauses, as what was killed needs a moment to go.
+
+def hunt(nonce: str, serial: int | None = None, spare: str = "") -> int:
+    """One pass: kill all that carries the nonce (and serial), reap our own children of them; how many still live.
+
+    Spared is what has a word of the nonce that ends with `spare`, if one is given. Call it until it finds nothing, with
+    pauses, as what was killed needs a moment to go.
 
     Cost: three reads a process of the host.
     """
@@ -103,7 +157,10 @@ def hunt(nonce: str, serial: int | None = None) -> int:
     for pid in pids():
         if pid == os.getpid():
             continue
-        if lowest <= worn(pid) < highest or any(tag.startswith(start) for tag in tags(pid)):
+        words = [tag for tag in tags(pid) if tag.startswith(start)]
+        if spare and any(word.endswith(spare) for word in words):
+            continue
+        if words or lowest <= worn(pid) < highest:
             found += _killed(pid)
     return found
 

@@ -37,21 +37,13 @@ def test_short_tasks_follow_each_other() -> None:
     world, node, cluster = short_tasks(60)
     assert len(node.running) == 2
     assert len(node.followers) == 58
-    depths = [sum(1 for token in chain(node, first)) for first in node.running]
+    depths = [len(node.line_behind(first)) for first in node.running]
     assert max(depths) - min(depths) <= 1, "each slot in turn"
     node.end()
     world.deliver()
     assert len(node.running) == 2, "the next began before the worker heard of it"
     finish(world, node)
     assert all(world.state(cluster, proc) == State.DONE for proc in range(60))
-
-
-def chain(node: Node, first: wire.Token) -> list[wire.Token]:
-    found = []
-    token: wire.Token | None = first
-    while token := next((one for one, before in node.followers.items() if before == token), None):
-        found.append(token)
-    return found
 
 
 def test_long_tasks_do_not() -> None:
@@ -79,7 +71,7 @@ def test_a_slot_for_one_task_only() -> None:
 def test_nothing_stays_behind_a_long_task() -> None:
     world, node, cluster = short_tasks(41)
     long = node.running[0]
-    behind = chain(node, long)
+    behind = node.line_behind(long)
     assert len(behind) > 10
     while len(node.running) > 1:
         node.end(next(token for token in node.running if token != long))
@@ -92,12 +84,44 @@ def test_nothing_stays_behind_a_long_task() -> None:
 
 def test_kill_one_that_follows() -> None:
     world, node, cluster = short_tasks(20)
-    victim = chain(node, node.running[0])[0]
+    victim = node.line_behind(node.running[0])[0]
     world.act("cancel", (cluster, victim.proc))
     assert world.state(cluster, victim.proc) == State.CANCELLED
     assert victim not in node.followers
     finish(world, node)
     assert sum(world.state(cluster, proc) == State.DONE for proc in range(20)) == 19
+
+
+def test_a_node_that_turns_bad_amid_short_tasks_fails_few() -> None:
+    """What follows in its slots goes back to the worker, and from there to the master."""
+    world, node, cluster = short_tasks(3000)
+    Node(world, "other", 2)
+    for _ in range(50):
+        node.end()
+        world.deliver()
+    assert len(node.followers) > 50
+    for _ in range(50):
+        if node.running:
+            node.end(None, Outcome.EXIT, 127)
+            world.deliver()
+    assert not node.core.attempts
+    assert world.master.health.nodes["n"].suspended
+    assert world.master.queue.clusters[cluster].failed <= 5
+
+
+def test_one_failure_now_and_then_leaves_the_lines_long() -> None:
+    world, node, _ = short_tasks(2000)
+    turns = longest = 0
+    while node.running:
+        turns += 1
+        node.end(None, Outcome.OK if turns % 20 else Outcome.EXIT, int(not turns % 20))
+        world.deliver()
+        if turns > 500:
+            longest = max(longest, len(node.followers))
+    assert world.master.queue.failed == 100
+    assert longest > 10
+    assert node.returns < 2000, "a task is given to a keeper less than twice"
+    assert sorted(set(node.begun)) == sorted(node.begun), "each was started once"
 
 
 def test_drain_gives_back_what_follows() -> None:
@@ -118,7 +142,7 @@ def test_drain_that_comes_too_late_for_some() -> None:
     """The keeper started one before it heard that it was to be given back."""
     world, node, cluster = short_tasks(6, slots=1)
     node.holds_orders = True
-    second = chain(node, node.running[0])[0]
+    second = node.line_behind(node.running[0])[0]
     node.do(w.Drain("drained"))
     node.end()
     assert node.running == [second]

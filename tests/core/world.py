@@ -17,7 +17,7 @@ from pilotq.core.records import ClusterAdded, Note, NotesAdded, NotesDone, TaskR
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Route
 from pilotq.core.worker import Options, WorkerCore
-from pilotq.model import Description, Ended, Facts, Outcome, Resources, State, Usage
+from pilotq.model import HARMLESS, Description, Ended, Facts, Outcome, Resources, State, Usage
 
 
 def never(expr: str, *rest: Any) -> bool | None:
@@ -276,6 +276,10 @@ class Node:
         self.running: list[wire.Token] = []
         #: Attempts in a keeper that wait for another.
         self.followers: dict[wire.Token, wire.Token] = {}
+        #: Attempts that failed or were given back.
+        self.dead_ends: set[wire.Token] = set()
+        #: How many were given back.
+        self.returns = 0
         self.launched: list[wire.Token] = []
         #: Payloads that were started.
         self.begun: list[wire.Token] = []
@@ -323,6 +327,10 @@ class Node:
             if isinstance(order, w.Launch):
                 assert order.token not in self.launched
                 self.launched.append(order.token)
+                if order.after in self.dead_ends:
+                    self._return([order.token])
+                    continue
+                self.dead_ends.discard(order.token)
                 if order.after in self.running or order.after in self.followers:
                     self.followers[order.token] = order.after
                 else:
@@ -335,8 +343,16 @@ class Node:
                 if isinstance(order, w.End):
                     self._tell(ended=[(order.token, Ended(order.outcome))])
                 else:
-                    self.launched.remove(order.token)
-                    self._tell(returned=[order.token])
+                    self._return([order.token])
+
+    def _return(self, line: list[wire.Token], **more: Any) -> None:
+        """These are given back unstarted, and nothing begins behind them."""
+        self.returns += len(line)
+        for token in line:
+            self.launched.remove(token)
+            self.followers.pop(token, None)
+            self.dead_ends.add(token)
+        self._tell(returned=line, **more)
 
     def _start(self, token: wire.Token) -> list[wire.Token]:
         """Gives those of which the start is told."""
@@ -365,6 +381,16 @@ class Node:
         """A running attempt ends."""
         token = token or self.running[0]
         self.running.remove(token)
-        started = self._pass_on(token, None)
         ended = Ended(outcome, code, usage=Usage(wall_s=self.task_s), **more)
-        self._tell(started=started, ended=[(token, ended)])
+        if outcome in HARMLESS:
+            self._tell(started=self._pass_on(token, None), ended=[(token, ended)])
+        else:
+            self.dead_ends.add(token)
+            self._return(self.line_behind(token), ended=[(token, ended)])
+
+    def line_behind(self, first: wire.Token) -> list[wire.Token]:
+        """What waits for it, one for the other."""
+        line = [first]
+        for token in line:
+            line += [one for one, before in self.followers.items() if before == token]
+        return line[1:]

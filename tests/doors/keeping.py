@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import itertools
 import os
@@ -26,17 +27,18 @@ _numbers = itertools.count(1)
 class Bench:
     """Keepers, their events, and a directory for sandboxes and kept files."""
 
-    def __init__(self, path: Path, count: int = 1) -> None:
+    def __init__(self, path: Path, count: int = 1, **bounds: Any) -> None:
         self.path = path
         self.cache = path / "blobs"
         self.tasks = path / "tasks"
         for directory in (self.cache, self.tasks):
             directory.mkdir(exist_ok=True)
-        self.keepers = Keepers(count, self._on_events)
+        self.keepers = Keepers(count, self._on_events, str(self.tasks), **bounds)
         self.pids: dict[Token, asyncio.Future[int]] = {}
         self.ends: dict[Token, asyncio.Future[Ended]] = {}
         self.kept: dict[Token, bool] = {}
         self.returned: dict[Token, asyncio.Future[None]] = {}
+        self._launches: dict[Token, Callable[..., None]] = {}
 
     def _on_events(self, events: list[Event]) -> None:
         for event in events:
@@ -61,7 +63,7 @@ class Bench:
         delta: dict[str, Any] | None = None,
         extra: Any = None,
         after: Token | None = None,
-        inline: dict[str, bytes] | None = None,
+        inline: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Token:
         """Begin an attempt of a new task."""
@@ -73,8 +75,15 @@ class Bench:
         body = msgspec.msgpack.encode(Description(argv=list(argv), **fields))
         packed = msgspec.msgpack.encode(delta) if delta else b""
         sandbox = str(self.sandbox(token))
-        self.keepers.launch(token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n", after, inline)
+        self._launches[token] = launch = functools.partial(
+            self.keepers.launch, token, body, packed, sandbox, str(self.cache), extra or {}, "Cpus = 1\n"
+        )
+        launch(after, inline)
         return token
+
+    def relaunch(self, token: Token) -> None:
+        """Once more what was given back."""
+        self._launches[token]()
 
     def sandbox(self, token: Token) -> Path:
         return self.tasks / f"{token.cluster}.{token.proc}.{token.attempt}"

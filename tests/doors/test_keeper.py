@@ -454,6 +454,11 @@ async def test_second_end_shortens_the_grace(bench: Bench) -> None:
     assert (await bench.end(token)).outcome == Outcome.CANCELLED
 
 
+async def test_stops_itself_until_its_wall_time_is_over(bench: Bench) -> None:
+    ended = await bench.sh("kill -STOP $$; echo no", wall_time_s=0.3, keep_stdout=True)
+    assert (ended.outcome, data(ended, STDOUT)) == (Outcome.TIMEOUT, b"")
+
+
 async def test_stops_itself(bench: Bench) -> None:
     token = bench.launch_sh("kill -STOP $$; echo no")
     pid = await bench.pid(token)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from keeping import Bench, alive, data, numbers, until
 
-from pilotq.keeper.family import Scan
+from pilotq.keeper.family import Scan, stat
 from pilotq.model import STDOUT, Outcome
 from pilotq.sandbox import marks
+from pilotq.wire import Token
 
 #: A daemon: says its pid in the file $PIDS and stays. Forked twice, in a session of its own.
 STAY = "echo $$ >> $PIDS; exec sleep 60"
@@ -148,9 +149,71 @@ async def test_keeper_is_killed(bench: Bench, pids: Path) -> None:
     assert (ended.outcome, ended.reason) == (Outcome.LOST, "Its keeper process was killed by signal 9")
     assert not alive(pid)
     assert not living(pids)
-    bench.keepers.discard(token)
     assert (await bench.run("/bin/true")).outcome == Outcome.OK, "another took its place"
     await until(lambda: not bench.sandbox(token).exists())
+
+
+async def test_tasks_go_first_when_memory_runs_out(bench: Bench) -> None:
+    """The kernel's order, and that a keeper is back at its own place when it has started what there was."""
+    (keeper,) = bench.keepers.pids
+    own = score(keeper)
+    for _ in range(2):
+        token = bench.launch("/bin/sleep", "60")
+        assert score(await bench.pid(token)) == min(1000, max(500, own + 500))
+    await until(lambda: score(keeper) == own)
+
+
+def score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+async def test_a_task_kills_its_keeper(bench: Bench, pids: Path) -> None:
+    ended = await bench.sh(DAEMON + WAIT + "kill -9 $PPID; sleep 60", env=env(pids))
+    assert (ended.outcome, ended.reason) == (Outcome.LOST, "Its keeper process was killed by signal 9")
+    assert not living(pids)
+
+
+async def test_a_task_stops_its_keeper(bench: Bench) -> None:
+    (keeper,) = bench.keepers.pids
+    stopper = bench.launch_sh("kill -STOP $PPID; sleep 60")
+    beside = bench.launch_sh("sleep 0.1")
+    await until(lambda: stat(keeper)[0] == b"T")
+    bench.keepers.wake()
+    assert (await bench.end(beside)).outcome == Outcome.OK
+    bench.keepers.end(stopper, Outcome.CANCELLED)
+    assert (await bench.end(stopper)).outcome == Outcome.CANCELLED
+
+
+async def test_what_a_killed_keeper_left_on_disk(tmp_path: Path) -> None:
+    """Spares, what it was to remove and what lived in it go; outputs that were not pulled and what lives stay."""
+    bench = Bench(tmp_path, count=2)
+    await bench.keepers.start()
+    here = bench.launch("/bin/sleep", "60")
+    there = bench.launch("/bin/sleep", "60")
+    await asyncio.gather(bench.pid(here), bench.pid(there))
+    kept = bench.launch_sh("head -c 100000 /dev/zero > out; mkdir d; echo > d/x", outputs=["out"])
+    assert (await bench.end(kept)).outcome == Outcome.OK
+    assert bench.kept[kept]
+    spares = [bench.launch("/bin/sleep", "0.1") for _ in range(6)]
+    await asyncio.gather(*(bench.end(token) for token in spares))
+    assert [token for token in spares if bench.sandbox(token).exists()]
+    os.kill(parent(await bench.pid(here)), signal.SIGKILL)
+    assert (await bench.end(here)).outcome == Outcome.LOST
+    await until(lambda: {path.name for path in bench.tasks.iterdir()} == {name(bench, kept), name(bench, there)})
+    assert (bench.sandbox(kept) / "out").stat().st_size == 100_000
+    assert (await bench.run("/bin/true")).outcome == Outcome.OK
+    bench.keepers.discard(kept)
+    await until(lambda: not bench.sandbox(kept).exists())
+    await bench.keepers.close(0)
+    assert not list(bench.tasks.iterdir())
+
+
+def parent(pid: int) -> int:
+    return int(stat(pid)[1])
+
+
+def name(bench: Bench, token: Token) -> str:
+    return bench.sandbox(token).name
 
 
 async def test_only_the_dead_keepers_tasks_are_lost(tmp_path: Path) -> None:

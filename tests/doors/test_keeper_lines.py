@@ -70,12 +70,48 @@ async def test_after_one_that_is_over(bench: Bench) -> None:
     assert (await bench.run("/bin/true", after=first)).outcome == Outcome.OK
 
 
-async def test_after_one_that_fails(bench: Bench) -> None:
-    first = bench.launch("/nowhere")
-    second = bench.launch("none", after=first)
+@pytest.mark.parametrize("how", ["exit 3", "kill -9 $$", "nowhere"])
+async def test_behind_one_that_fails_nothing_begins(bench: Bench, how: str) -> None:
+    """The failure is told at once, then all that waited in the slot is given back; another slot goes on."""
+    line = Line(bench)
+    long = bench.launch_sh(f"while [ ! -e {bench.path}/go.long ]; do sleep 0.01; done")
+    behind_long = bench.launch("/bin/true", after=long)
+    first = line.add("a", waits=True)
+    line.last = failing = (
+        bench.launch("none", after=first) if how == "nowhere" else bench.launch_sh(f"echo x; {how}", after=first)
+    )
+    rest = [line.add(name) for name in "bcd"]
+    line.go("a")
+    ended = await bench.end(failing)
+    assert ended.outcome == {"exit 3": Outcome.EXIT, "nowhere": Outcome.STAGE_IN}.get(how, Outcome.SIGNAL)
+    assert bench.ends[first].done(), "in their order"
+    for token in rest:
+        await returned(bench, token)
+    late = [bench.launch("/bin/true", after=before) for before in (failing, rest[0], rest[-1])]
+    for token in late:
+        await returned(bench, token)
+    assert line.ran() == ["a"]
+    assert not any(bench.ends[token].done() for token in [*rest, *late])
+    line.go("long")
+    assert [(await bench.end(token)).outcome for token in (long, behind_long)] == [Outcome.OK] * 2
+    assert (await bench.run("/bin/true")).outcome == Outcome.OK, "a slot that the worker fills anew"
+
+
+async def test_what_was_given_back_may_come_again(bench: Bench) -> None:
+    first = bench.launch("/bin/false")
+    second = bench.launch("/bin/true", after=first)
+    await returned(bench, second)
+    bench.relaunch(second)
     third = bench.launch("/bin/true", after=second)
-    outcomes = [(await bench.end(token)).outcome for token in (first, second, third)]
-    assert outcomes == [Outcome.STAGE_IN, Outcome.STAGE_IN, Outcome.OK]
+    assert [(await bench.end(token)).outcome for token in (second, third)] == [Outcome.OK] * 2
+
+
+async def test_behind_one_that_was_cancelled_the_next_begins(bench: Bench) -> None:
+    line = Line(bench)
+    first, second = line.add("a", waits=True), line.add("b")
+    await bench.pid(first)
+    bench.keepers.end(first, Outcome.CANCELLED)
+    assert [(await bench.end(token)).outcome for token in (first, second)] == [Outcome.CANCELLED, Outcome.OK]
 
 
 async def test_ended_while_it_waits(bench: Bench) -> None:
