@@ -160,6 +160,15 @@ def children(group: Group) -> set[str]:
     return {entry.name for path in group.directories for entry in os.scandir(path) if entry.is_dir()}
 
 
+async def test_a_killed_keeper_leaves_no_group(bench: Bench, home: Home) -> None:
+    need("memory", home)
+    token = bench.launch("/bin/sleep", "60", memory_limit_bytes=64 * MIB)
+    await until(lambda: children(home.group) - {"keepers"})
+    os.kill(bench.keepers.pids[0], signal.SIGKILL)
+    assert (await bench.end(token)).outcome == Outcome.LOST
+    assert children(home.group) == {"keepers"}
+
+
 BOMB = "import os, time\nwhile 1:\n  try: os.fork() or {}time.sleep(60)\n  except OSError: time.sleep(0.01)"
 
 
