@@ -22,8 +22,8 @@ PASSED_S = 30.0
 #: So much work, and so many attempts, may follow in a slot.
 FOLLOW_S = 0.25
 FOLLOWERS_MAX = 200
-#: A failure halves how many may follow, a task that ends well adds this, so that about half as many follow as end well in
-#: a row.
+#: A failure halves how many may follow, a task that ends well adds this: about half as many follow as
+#: end well in a row.
 MORE = 0.5
 #: What counts as the time of a task when nothing is known, at most.
 LONG_TASK_S = 10.0
