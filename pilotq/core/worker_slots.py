@@ -22,8 +22,9 @@ PASSED_S = 30.0
 #: So much work, and so many attempts, may follow in a slot.
 FOLLOW_S = 0.25
 FOLLOWERS_MAX = 200
-#: A failure halves how many may follow, a task that ends well adds this: about a third of a failure's distance.
-MORE = 0.25
+#: A failure halves how many may follow, a task that ends well adds this: about half as many follow as
+#: end well in a row.
+MORE = 0.5
 #: What counts as the time of a task when nothing is known, at most.
 LONG_TASK_S = 10.0
 #: After so many failures in a row a worker may be a black hole.

@@ -20,6 +20,7 @@ from pilotq.sandbox.files import (
 )
 from pilotq.sandbox.groups import Group
 from pilotq.sandbox.spares import Filling
+from pilotq.wire import Token
 
 #: A start that fails so may succeed a moment later.
 TRANSIENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ETXTBSY, errno.ENFILE, errno.EMFILE})
@@ -44,6 +45,10 @@ class Stage(IntEnum):
     CLEARING = 5
     #: None of its processes is left; outputs are being collected.
     COLLECTING = 6
+
+
+def attempt_name(token: Token) -> str:
+    return f"{token.cluster}.{token.proc}.{token.attempt}"
 
 
 class Attempt:
@@ -89,7 +94,7 @@ class Attempt:
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.token = launch.token
-        self.name = f"{launch.token.cluster}.{launch.token.proc}.{launch.token.attempt}"
+        self.name = attempt_name(launch.token)
         self.sandbox = launch.sandbox
         #: Those that wait for it.
         self.followers: list[Attempt] = []

@@ -17,6 +17,8 @@ import msgspec
 import pilotq
 from pilotq.errors import UnavailableError
 from pilotq.keeper import talk
+from pilotq.keeper.attempt import attempt_name
+from pilotq.keeper.family import Scan, children_file, kill_group
 from pilotq.keeper.limits import Bounds
 from pilotq.model import Ended, Outcome
 from pilotq.sandbox import marks, remove
@@ -71,7 +73,7 @@ class Keepers:
         bounds: Bounds | None = None,
         group: Group | None = None,
     ) -> None:
-        self._bounds = msgspec.json.encode(bounds or Bounds()).decode()
+        self._bounds = bounds or Bounds()
         #: Where the keepers live.
         self._group = group or Group()
         self._count = count
@@ -85,6 +87,7 @@ class Keepers:
         #: Of attempts that live, or left something that is still wanted.
         self._sandboxes: dict[Token, str] = {}
         self._graves = itertools.count(1)
+        self._list_children = children_file() or Scan()
         self._burials: set[asyncio.Task[None]] = set()
         self._closing = False
         self._empty = asyncio.Event()
@@ -225,7 +228,7 @@ class Keepers:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
         env[marks.VARIABLE] = " ".join(filter(None, [env.get(marks.VARIABLE, ""), word]))
         argv = [sys.executable, "-P", "-X", "utf8", "-m", "pilotq.keeper"]
-        argv += ["3", self._nonce, str(keeper.serial), self._bounds]
+        argv += ["3", self._nonce, str(keeper.serial), msgspec.json.encode(self._bounds).decode()]
         with there:
             keeper.pid = os.posix_spawn(
                 sys.executable,
@@ -329,10 +332,15 @@ class Keepers:
         status = await self._reaped(keeper)
         graves: list[str] = []
         if keeper.tokens or not self._closing or status:
+            groups = [self._bounds.group.child(attempt_name(token)) for token in keeper.tokens]
+            for group in groups:
+                group.kill_all()
             empty = 0
             while empty < 2:
-                empty = 0 if marks.hunt(self._nonce, keeper.serial) else empty + 1
+                empty = 0 if marks.hunt(self._nonce, keeper.serial) + self._kill_strays() else empty + 1
                 await asyncio.sleep(0.005)
+            for group in groups:
+                group.remove()
             log.error("a keeper died", extra={"status": status, "tasks": len(keeper.tokens)})
             self._report_lost(keeper, f"Its keeper process {_how(status)}")
             graves = self._unwanted()
@@ -345,6 +353,15 @@ class Keepers:
         else:
             self._spawn(keeper)
         await removal
+
+    def _kill_strays(self) -> int:
+        """What a dead keeper left is our child, also when nothing tells whose it was; how many there were."""
+        strays = [pid for pid in self._list_children() if pid not in self.pids]
+        for pid in strays:
+            kill_group(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        return len(strays)
 
     def _unwanted(self) -> list[str]:
         """Set aside the sandboxes that neither live nor have outputs to be pulled: those of a dead keeper.

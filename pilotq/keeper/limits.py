@@ -163,4 +163,4 @@ class Limits:
 
 def _killed(attempt: Attempt) -> str:
     limit = attempt.description.memory_limit_bytes >> 20
-    return f"The system killed it, or a process of it, as it wanted more memory than its limit of {limit} MiB"
+    return f"It wanted more memory, and was killed by the system: its limit is {limit} MiB"

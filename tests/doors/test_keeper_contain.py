@@ -173,6 +173,13 @@ async def test_a_task_kills_its_keeper(bench: Bench, pids: Path) -> None:
     assert not living(pids)
 
 
+async def test_a_task_that_nothing_tells_whose_it_is_kills_its_keeper(bench: Bench, pids: Path) -> None:
+    ended = await bench.sh(hidden(pids) + WAIT + "kill -9 $PPID; sleep 60", env=env(pids))
+    assert ended.outcome == Outcome.LOST
+    assert not living(pids)
+    assert (await bench.run("/bin/true")).outcome == Outcome.OK
+
+
 async def test_a_task_stops_its_keeper(bench: Bench) -> None:
     (keeper,) = bench.keepers.pids
     stopper = bench.launch_sh("kill -STOP $PPID; sleep 60")

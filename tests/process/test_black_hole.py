@@ -71,3 +71,24 @@ def test_a_black_hole_is_suspended_and_taken_back_when_it_is_mended(nodes: Nodes
     wait_for("the node to be tried and taken back", lambda: started(nodes, "second")["node3"] > SLOTS, 60)
     steps = nodes.pilotq("worker", "show", "node3").stdout
     assert "well again" in steps.splitlines()[-1]
+
+
+def test_a_node_that_turns_bad_amid_short_tasks_touches_few(nodes: Nodes) -> None:
+    """Hundreds wait in its slots to begin unasked; all but a few run elsewhere."""
+    nodes.start_master()
+    nodes.start("foreman0")
+    for index in range(3):
+        nodes.start(f"worker{index}", NODE=f"node{index}", WQ_NUM_WORKERS=str(SLOTS))
+    wait_for("the nodes", lambda: nodes.status()["slots"]["open"] == 3 * SLOTS)
+    script = nodes.cwd / "task.sh"
+    script.write_text(
+        f'#!/bin/sh\nread -r node < /proc/sys/kernel/hostname\n[ ! -e "{nodes.cwd}/$node-is-broken" ] && exit 0\n'
+        f'echo "$node" >> "{nodes.cwd}/failed"\nexit 1\n'
+    )
+    script.chmod(0o755)
+    cluster = nodes.submit("executable = task.sh\nqueue 6000\n")
+    wait_for("some of them", lambda: nodes.counts(cluster)["done"] > 1500)
+    (nodes.cwd / "node1-is-broken").touch()
+    found = nodes.wait_done(cluster, 90)
+    assert found["failed"] == started(nodes, "failed")["node1"]
+    assert 3 <= found["failed"] <= 8
