@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import uuid
@@ -17,9 +18,15 @@ from pilotq.store import DELTA_BLOCK, Loaded, StoreBroken, StoreDamaged, StoreFu
 from pilotq.store.blocks import Ledger, LeftTwiceError
 from pilotq.store.loading import load
 from pilotq.store.place import BALLAST_BYTES, Ballast, Lock, is_full, require_local
+from pilotq.store.scanning import DamageError, lenient
 from pilotq.store.writing import Rows
 
 SCHEMA_VERSION = 2
+SCHEMA = Path(__file__).with_name("schema.sql").read_text()
+DAMAGE_ADVICE = (
+    "`pilotq store check` says how far; move it away, and put a backup in its place with `pilotq store restore`,"
+    " or begin with an empty queue"
+)
 #: Pages (4 KiB) the WAL grows to before it is copied into the database.
 _CHECKPOINT_PAGES = 4000
 _WAL_BYTES_MAX = 64 << 20
@@ -27,6 +34,15 @@ _WAL_BYTES_MAX = 64 << 20
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_list = msgspec.msgpack.Decoder(list[bytes]).decode
 _crc32 = zlib.crc32
+
+
+def check_schema(db: sqlite3.Connection) -> None:
+    """Raises: DamageError when tables and indexes are not as we make them: then rows would be read as others."""
+    question = "select type, name, sql from sqlite_schema where sql is not null order by name"
+    with contextlib.closing(sqlite3.connect(":memory:")) as ours:
+        ours.executescript(SCHEMA)
+        if lenient(db).execute(question).fetchall() != ours.execute(question).fetchall():
+            raise DamageError("its description of the tables is damaged")
 
 
 class SqliteStore:
@@ -88,14 +104,16 @@ class SqliteStore:
                 "cache_size=-16384",
             ):
                 db.execute(f"pragma {pragma}")
-            schema = "" if version else Path(__file__).with_name("schema.sql").read_text()
+            schema = "" if version else SCHEMA
+            if version:
+                check_schema(db)
             db.executescript(f"begin immediate; {schema} pragma user_version={SCHEMA_VERSION};")
             db.execute("insert or ignore into meta values ('queue', ?)", (uuid.uuid4().hex,))
             db.execute(
                 "insert into meta values ('epoch', '1') on conflict do update set value = cast(value as integer) + 1"
             )
             db.execute("commit")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._judge(error) from error
 
     def close(self) -> None:
@@ -112,7 +130,7 @@ class SqliteStore:
     def load(self) -> Loaded:
         try:
             loaded, self._ledger = load(self._open_db)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._judge(error) from error
         return loaded
 
@@ -162,7 +180,7 @@ class SqliteStore:
             self.close()
             raise StoreBroken(f"{self._path} could not be rolled back: {error}") from error
 
-    def _judge(self, error: sqlite3.Error) -> StoreFull | StoreBroken:
+    def _judge(self, error: Exception) -> StoreFull | StoreBroken:
         """What an error of SQLite means for us. A failed sync is never "try again": it would report success."""
         code = getattr(error, "sqlite_errorcode", 0)
         name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -170,11 +188,10 @@ class SqliteStore:
         may_be_full = code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_CANTOPEN)
         if code == sqlite3.SQLITE_FULL or (may_be_full and is_full(self._path.parent)):
             return StoreFull(f"no space is left for {self._path}", "free some on that file system")
-        if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return StoreBroken(
-                f"{self._path} is damaged ({error})",
-                "put a backup in its place, or move it away to begin with an empty queue",
-            )
+        # Not even the message of an error can be read when the names in it are damaged.
+        is_damage = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        if is_damage or isinstance(error, UnicodeDecodeError):
+            return StoreBroken(f"{self._path} is damaged ({error})", DAMAGE_ADVICE)
         return StoreBroken(
             f"{self._path} cannot be used: {error} ({name})", "see that its disk is in order, and start again"
         )

@@ -223,17 +223,27 @@ def test_ended_tasks_with_a_damaged_row_do_not_run_again(tmp_path: Path) -> None
 
 def test_a_damaged_cluster_does_not_hide_the_others(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
-    started(path, [cluster(1), cluster(2), rows(1, [0], State.RUNNING)]).close()
-    damage(path, "update cluster set count = 3 where cluster = 1")
+    started(path, [cluster(1, 2), cluster(2), rows(1, [0], State.RUNNING)], [left(1, [0])]).close()
+    damage(path, "update cluster set body = x'00' where cluster = 1")
     store = started(path)
     loaded = store.load()
-    assert [live.cluster for live in loaded.clusters] == [2]
-    assert len(loaded.damage) == 2 and "cluster 1 is damaged" in loaded.damage[0]
+    assert [live.cluster for live in loaded.clusters] == [1, 2]
+    assert loaded.clusters[0].damaged == {1: "cluster 1 is damaged in the store"}
+    assert not loaded.clusters[1].damaged
     assert loaded.next_cluster == 3
     with pytest.raises(StoreDamaged):
         store.body(1)
     assert store.description(1)
     store.close()
+
+
+def test_a_cluster_with_one_wrong_number_is_known_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    started(path, [cluster(1), cluster(2), rows(1, [0], State.RUNNING)]).close()
+    damage(path, "update cluster set count = 3 where cluster = 1")
+    loaded = started(path).load()
+    assert [(live.cluster, live.count, live.damaged) for live in loaded.clusters] == [(1, 1, {}), (2, 1, {})]
+    assert loaded.damage == ["the row of cluster 1 is damaged in the store, but known"]
 
 
 @pytest.mark.parametrize(
