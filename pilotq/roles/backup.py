@@ -20,7 +20,7 @@ from urllib.parse import quote
 from pilotq.errors import UnavailableError, UserError
 from pilotq.mover.inventory import kept_files, small_digests
 from pilotq.mover.pieces import sync_path
-from pilotq.store.checking import Finding, Report, check, read_only
+from pilotq.store.checking import Finding, Report, check, must_exist, read_only
 from pilotq.store.place import Lock, require_local
 
 QUEUE, JOURNAL, SMALL, MARK = "queue.db", "scribe.db", "blobs/small.db", "backup.json"
@@ -99,8 +99,7 @@ def backup(state: Path, target: Path) -> Report:
     Raises: UserError when there is nothing to copy, or something in the way; UnavailableError when the disk does not
     take it.
     """
-    with contextlib.closing(read_only(state / QUEUE)):
-        pass
+    must_exist(state / QUEUE)
     _take_empty(target)
     try:
         report = _copy_all(state, target)

@@ -15,9 +15,10 @@ import msgspec
 from pilotq.core.records import Note
 from pilotq.errors import UserError
 from pilotq.model import Facts, FileRef, OutputFile
-from pilotq.store import LiveCluster, checksum
+from pilotq.store import LiveCluster, checksum, wal
 from pilotq.store.blocks import SPAN, procs_of, read_body
 from pilotq.store.loading import Loading
+from pilotq.store.place import Lock
 from pilotq.store.scanning import Scan, lenient
 from pilotq.store.sqlite import DAMAGE_ADVICE, SCHEMA_VERSION, check_schema
 
@@ -63,13 +64,17 @@ class Report(msgspec.Struct):
     spooled: list[tuple[str, int, int]] = []
 
 
+def must_exist(path: Path) -> None:
+    """Raises: UserError when there is no store."""
+    if not path.is_file():
+        raise UserError(f"there is no queue at {path}", "see that PILOTQ_HOME is right; a master makes it at its start")
+
+
 def read_only(path: Path) -> sqlite3.Connection:
     """A connection for looking, beside a master or without one.
 
-    Raises: UserError when there is no store; sqlite3.Error.
+    Raises: sqlite3.Error.
     """
-    if not path.is_file():
-        raise UserError(f"there is no queue at {path}", "see that PILOTQ_HOME is right; a master makes it at its start")
     db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None, timeout=10)
     return lenient(db)
 
@@ -80,18 +85,44 @@ def check(path: Path) -> Report:
     Raises: UserError when there is none, or one of another version.
     """
     checking = _Checking()
-    try:
-        with contextlib.closing(read_only(path)) as db:
-            db.execute("begin")
-            (version,) = db.execute("pragma user_version").fetchone()
-            if version != SCHEMA_VERSION:
-                raise UserError(
-                    f"{path} has format {version}, ours is {SCHEMA_VERSION}", "use the pilotq that wrote it"
-                )
-            checking.look(db)
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        checking.found(f"{path.name} cannot be read to its end ({error}); {DAMAGE_ADVICE}")
+    must_exist(path)
+    with _log_looked_at(path, checking):
+        try:
+            with contextlib.closing(read_only(path)) as db:
+                db.execute("begin")
+                (version,) = db.execute("pragma user_version").fetchone()
+                if version not in (0, SCHEMA_VERSION):
+                    raise UserError(
+                        f"{path} has format {version}, ours is {SCHEMA_VERSION}", "use the pilotq that wrote it"
+                    )
+                checking.look(db)
+        except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
+            checking.found(f"{path.name} cannot be read to its end ({error}); {DAMAGE_ADVICE}")
     return checking.report
+
+
+@contextlib.contextmanager
+def _log_looked_at(path: Path, checking: _Checking) -> Iterator[None]:
+    """The log is looked at while no master works with it, which would know better."""
+    try:
+        lock = Lock(path.with_name("lock"), "master")
+    except (UserError, OSError):
+        yield
+        return
+    try:
+        log = wal.look(path)
+        if log.flips:
+            checking.found(f"bits in the log of {path.name} are wrong; the master turns them back at its next start")
+        if log.lost:
+            checking.found(f"{log.lost} pages that were committed are missing in the log of {path.name}")
+        yield
+        if log.lost:
+            wal.remember(path, log)
+    except (OSError, sqlite3.Error) as error:
+        checking.found(f"the log of {path.name} cannot be read ({error})")
+        yield
+    finally:
+        lock.release()
 
 
 class _Checking:

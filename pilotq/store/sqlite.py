@@ -14,7 +14,7 @@ import msgspec
 
 from pilotq.core.records import Record
 from pilotq.errors import UserError
-from pilotq.store import DELTA_BLOCK, Loaded, StoreBroken, StoreDamaged, StoreFull, checksum
+from pilotq.store import DELTA_BLOCK, Loaded, StoreBroken, StoreDamaged, StoreFull, checksum, wal
 from pilotq.store.blocks import Ledger, LeftTwiceError
 from pilotq.store.loading import load
 from pilotq.store.place import BALLAST_BYTES, Ballast, Lock, is_full, require_local
@@ -45,6 +45,28 @@ def check_schema(db: sqlite3.Connection) -> None:
             raise DamageError("its description of the tables is damaged")
 
 
+def mend_log(path: Path) -> list[str]:
+    """Turn wrong bits in the log of a database back, while nobody has it open; what to tell.
+
+    Raises: StoreBroken when something that was committed is missing.
+    """
+    try:
+        log = wal.look(path)
+        if log.lost:
+            wal.remember(path, log)
+            raise StoreBroken(
+                f"{log.lost} pages that were committed are missing in the log of {path}",
+                f"restore a backup; or, to go on without them, remove {path.name}-shm and start again",
+            )
+        if log.flips:
+            wal.mend(path, log.flips)
+            return [f"wrong bits in the log of {path.name} were turned back"]
+    except (sqlite3.Error, OSError):
+        # Whoever opens it next will be told.
+        pass
+    return []
+
+
 class SqliteStore:
     """See `pilotq.store.Store`."""
 
@@ -56,6 +78,8 @@ class SqliteStore:
         self._db: sqlite3.Connection | None = None
         #: Made from disk when it is needed and not there.
         self._ledger: Ledger | None = None
+        #: What was found before the first load.
+        self._damage: list[str] = []
 
     # ---- open and close
 
@@ -67,6 +91,7 @@ class SqliteStore:
         try:
             self._path = path
             self._ballast = Ballast(directory, self._ballast_bytes)
+            self._damage = mend_log(path)
             try:
                 self._connect()
             except StoreFull:
@@ -97,6 +122,7 @@ class SqliteStore:
                     "start that version, or restore a backup",
                 )
             for pragma in (
+                "page_size=4096",
                 "journal_mode=wal",
                 "synchronous=full",
                 f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
@@ -105,7 +131,8 @@ class SqliteStore:
             ):
                 db.execute(f"pragma {pragma}")
             schema = "" if version else SCHEMA
-            if version:
+            # A new one has at most a first page.
+            if version or self._path.stat().st_size not in (0, 4096):
                 check_schema(db)
             db.executescript(f"begin immediate; {schema} pragma user_version={SCHEMA_VERSION};")
             db.execute("insert or ignore into meta values ('queue', ?)", (uuid.uuid4().hex,))
@@ -132,6 +159,7 @@ class SqliteStore:
             loaded, self._ledger = load(self._open_db)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._judge(error) from error
+        loaded.damage += self._damage
         return loaded
 
     @property

@@ -17,6 +17,7 @@ import pilotq
 from pilotq.condor.request import read_fields, write_fields
 from pilotq.core.records import Record, TaskRows, TasksLeft
 from pilotq.model import PROC_MARK, ClusterBody, Facts, HoldCode, Outcome, State, Usage
+from pilotq.store import checksum
 from pilotq.store.blocks import Ledger
 from pilotq.store.writing import Rows
 
@@ -54,19 +55,22 @@ class Builder:
         live: bool = True,
     ) -> Builder:
         made = of or body()
+        row = {
+            "cluster": number,
+            "owner": made.owner,
+            "key": f"key{number}",
+            "count": count,
+            "priority": made.priority,
+            "submitted_at": float(made.submitted_at),
+            "state": int(state),
+            "since": 0,
+            "body": msgspec.msgpack.encode(made),
+        }
         self._insert(
             "cluster",
-            cluster=number,
+            **row,
             live=int(live),
-            owner=made.owner,
-            key=f"key{number}",
-            count=count,
-            priority=made.priority,
-            submitted_at=made.submitted_at,
-            state=int(state),
-            since=0,
-            body=msgspec.msgpack.encode(made),
-            crc=0,
+            crc=checksum(row.values()),
             description=b"",
             description_crc=0,
         )
