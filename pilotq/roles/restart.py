@@ -8,7 +8,7 @@ import msgspec
 
 from pilotq.core.queue import Final, Queue
 from pilotq.core.tasks import Cluster
-from pilotq.model import ClusterBody, Description, HoldCode, Resources, State
+from pilotq.model import HoldCode, Resources, State
 from pilotq.store import LiveCluster, Loaded, Store, StoreDamaged
 
 log = logging.getLogger(__name__)
@@ -16,6 +16,23 @@ log = logging.getLogger(__name__)
 
 #: Attempts of one life of a master, and of all lives before: the last one of a damaged task is not known.
 _ATTEMPTS, _ATTEMPTS_BEFORE = 1_000, 30_000
+
+
+class _Body(msgspec.Struct):
+    """The part of a `ClusterBody` that the queue knows: of a hundred thousand the rest is not read."""
+
+    log: str = ""
+    policies: dict[str, str] = {}
+
+
+class _Needs(msgspec.Struct):
+    """The same of a `Description`."""
+
+    needs: Resources = Resources()
+
+
+_decode_body = msgspec.msgpack.Decoder(_Body).decode
+_decode_needs = msgspec.msgpack.Decoder(_Needs).decode
 
 
 def restore(loaded: Loaded, store: Store, wall: float) -> Queue:
@@ -59,11 +76,11 @@ def _hold_damaged(queue: Queue, cluster: Cluster, damaged: dict[int, str], epoch
 
 
 def _cluster(live: LiveCluster, store: Store) -> Cluster:
-    body, needs = ClusterBody(live.owner, "/"), Resources()
+    body, needs = _Body(), Resources()
     try:
         if live.body:
-            body = msgspec.msgpack.decode(live.body, type=ClusterBody)
-        needs = msgspec.msgpack.decode(store.description(live.cluster), type=Description).needs
+            body = _decode_body(live.body)
+        needs = _decode_needs(store.description(live.cluster)).needs
     except (StoreDamaged, msgspec.MsgspecError) as error:
         live.damaged = dict.fromkeys(set(range(live.count)).difference(live.left), str(error))
     untouched = live.state
