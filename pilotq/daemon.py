@@ -31,7 +31,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from pilotq.core.turn import Core, Now, Turn
-from pilotq.errors import PilotqError
+from pilotq.errors import InternalError, PilotqError
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class Engine:
                 react(inbox.popleft(), now)
             self._pump(now)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return
         if self._inbox:
             self._schedule()
@@ -240,11 +240,12 @@ class Engine:
             now = read_clocks()
             self._pump(now)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return
         self._arm(now.boot)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Nothing goes on from here."""
         if not self.failed.done():
             self.failed.set_exception(error)
 
@@ -368,7 +369,7 @@ def run(main: Callable[[asyncio.Event], Any], level: str) -> int:
             return runner.run(body())
     except PilotqError as error:
         sys.stderr.write(f"pilotq: {error.line()}\n")
-        if error.exit_code == 70:
+        if isinstance(error, InternalError):
             log.error("this is a bug of pilotq", exc_info=error)
         return error.exit_code
     except Exception as error:

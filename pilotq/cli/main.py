@@ -105,6 +105,15 @@ COMMANDS: dict[str, Command] = {
         "info:config",
         (_argument("--defaults", action="store_true", help="a pilotq.toml with all settings"), _JSON),
     ),
+    "store": Command(
+        "look the durable queue through, copy it while the master works, put a copy back",
+        "store:main",
+        (
+            _argument("verb", choices=["check", "backup", "restore"], help="what to do with it"),
+            _argument("dir", nargs="?", metavar="DIR", help="where the backup goes, or is"),
+            _JSON,
+        ),
+    ),
     "doctor": Command("look for what could go wrong here", "doctor:main", (_JSON,)),
     "bench": Command(
         "measure master and foremen of a temporary pool, with workers that start no process",

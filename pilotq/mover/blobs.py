@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
@@ -95,7 +96,9 @@ class BlobStore:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise UnavailableError(f"a file cannot be kept in {self.folder}: {error.strerror}", "free space") from None
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            hint = "free space" if is_full else "see that its disk is in order, and submit again"
+            raise UnavailableError(f"a file cannot be kept in {self.folder}: {error.strerror}", hint) from None
         finally:
             temporary.unlink(missing_ok=True)
         return digest.hexdigest(), size
@@ -140,7 +143,12 @@ class BlobStore:
                 sync_path(self.folder)
             sync_path(temporary)
             temporary.replace(target)
-            sync_path(target.parent)
+            try:
+                sync_path(target.parent)
+            except OSError:
+                # To be put again, not to be found there.
+                target.unlink()
+                raise
 
     def sweep(self, in_use: Container[str], older_than_s: float) -> int:
         """Remove what nobody needs any more; how many."""

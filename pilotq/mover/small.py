@@ -34,6 +34,12 @@ _FOUND_AT_ONCE = 250
 _SWEPT_AT_ONCE = 500
 
 
+class KeptFilesBroken(UnavailableError):  # noqa: N818
+    """The disk did not sync; what it has is not known, and another try would say that all is well: the process ends."""
+
+    exit_code = 70
+
+
 class _Connection:
     """A connection for one thread at a time; made when it is needed, so that a full disk stops nobody else."""
 
@@ -120,6 +126,10 @@ class SmallFiles:
                         at += len(data)
                     db.executemany("insert into small values (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
+                raise KeptFilesBroken(
+                    f"{self._path} cannot be used: {error}", "see that its disk is in order, and start again"
+                ) from None
             raise UnavailableError(f"files cannot be kept in {self._path}: {error}", "free space") from None
         return [digest.hex() for digest, _ in digests]
 

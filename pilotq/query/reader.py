@@ -26,11 +26,21 @@ from pilotq.condor.jobad import Common, Job, Template, body_of
 from pilotq.core.tasks import NO_FACTS
 from pilotq.deltas import Block
 from pilotq.errors import UnavailableError
-from pilotq.model import Facts, State
+from pilotq.model import ClusterBody, Facts, State
+from pilotq.store import checksum, is_sound
 from pilotq.store.blocks import LEFT, NONE, SPAN, paint, procs_of, read_body
+from pilotq.store.scanning import lenient
 
 _COMMONS_MAX = 20_000
-_STATES = {int(state): state for state in State}
+
+
+class _States(dict[int, State]):
+    def __missing__(self, value: object) -> State:
+        """Damaged: it waits for a person."""
+        return State.HELD
+
+
+_STATES = _States({int(state): state for state in State})
 _DAMAGED = Facts(reason="its record in the store is damaged")
 #: Neighbours that are alike.
 _ALIKE = re.compile(rb"(.)\1*", re.DOTALL)
@@ -118,7 +128,7 @@ class Reader:
             self._db = sqlite3.connect(
                 f"file:{quote(str(Path(path).absolute()))}?mode=ro", uri=True, isolation_level=None, timeout=5
             )
-            self._db.execute("begin")
+            lenient(self._db).execute("begin")
         except sqlite3.Error as error:
             raise _unavailable(error) from error
 
@@ -153,8 +163,16 @@ class Reader:
         key = (number, submitted_at)
         found = self._commons.find(key)
         if found is None:
-            (packed,) = next(self._rows("select body from cluster where cluster = ?", number))
-            found = Common(body_of(packed), number)
+            (*row, crc) = next(
+                self._rows(
+                    "select cluster, owner, key, count, priority, submitted_at, state, since, body, crc from cluster"
+                    " where cluster = ?",
+                    number,
+                )
+            )
+            # One that is damaged is held; it must not keep others from being shown.
+            body = body_of(row[-1]) if checksum(row) == crc else ClusterBody(str(row[1]), "/")
+            found = Common(body, number)
             self._commons.keep(key, found)
         return found
 
@@ -171,9 +189,10 @@ class Reader:
     def _delta(self, cluster: Cluster, proc: int) -> bytes:
         first, block = cluster.block
         if block is None or not first <= proc < first + len(block):
-            sql = "select first, deltas from delta where cluster = ? and first <= ? order by first desc limit 1"
-            for first, packed in self._rows(sql, cluster.id, proc):
-                block = Block(packed)
+            sql = "select first, deltas, crc from delta where cluster = ? and first <= ? order by first desc limit 1"
+            for first, packed, crc in self._rows(sql, cluster.id, proc):
+                # Of a damaged one the tasks are held when it is their turn.
+                block = Block(packed) if is_sound(packed, crc) else None
                 cluster.block = (first, block)
         index = proc - first
         return block[index] if block is not None and 0 <= index < len(block) else b""
@@ -203,7 +222,7 @@ class Reader:
         some = "c.live = 1" if ids is None else f"c.cluster in ({','.join('?' * len(ids))})"
         rows = self._rows(
             f"select {_COLUMNS} from cluster c cross join {table} b on b.cluster = c.cluster"
-            f" where {some} and b.first >= 0 and b.last < c.count order by c.cluster",
+            f" where {some} and b.first >= 0 and b.last < c.count and b.state between 1 and 8 order by c.cluster",
             *ids or (),
         )
         groups = groupby(map(_Block._make, rows), attrgetter("cluster"))

@@ -67,7 +67,7 @@ class Master:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         settings, performer = self.settings, self.performer
-        queue = restore(self.store.load(), self.store)
+        queue = restore(self.store.load(), self.store, read_clocks().wall)
         _spare_gc()
         self.core = MasterCore(_limits(settings), performer.evaluate, read_clocks(), queue)
         self.engine = performer.engine = Engine(

@@ -18,6 +18,7 @@ from pilotq.core import turn as t
 from pilotq.core.master import MasterCore
 from pilotq.core.tasks import Cluster
 from pilotq.daemon import Engine, read_clocks
+from pilotq.mover.small import KeptFilesBroken
 from pilotq.query.client import QueryProcess
 from pilotq.roles.performer import Performer
 from pilotq.roles.view import cluster_view, status_view
@@ -158,7 +159,11 @@ class Office:
         return await self.performer.blobs.put(chunks)
 
     async def keep_small_files(self, files: list[bytes]) -> list[tuple[str, int]]:
-        return await self.performer.blobs.put_small(files)
+        try:
+            return await self.performer.blobs.put_small(files)
+        except KeptFilesBroken as error:
+            self.engine.fail(error)
+            raise
 
     def report(self, project: str) -> Report:
         """What the Work Queue catalog shows of this master."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pilotq.scribe.journal import Entry
-from pilotq.scribe.outputs import open_regular, write_all
+from pilotq.scribe.outputs import open_regular, sync_folder_of, write_all
 from pilotq.scribe.trouble import Trouble
 
 #: How far back a log that was replaced (rotated, edited) is searched.
@@ -48,6 +48,8 @@ class Log:
                 os.ftruncate(self.descriptor, entries[0].size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fdatasync(self.descriptor)
+        if not entries[0].size:
+            sync_folder_of(self.path)
 
     def close(self) -> None:
         if self.descriptor is not None:
@@ -81,6 +83,8 @@ def complete(entries: list[Entry]) -> bool:
             if there == len(whole) or (there and is_same):
                 write_all(descriptor, whole[there:])
                 os.fdatasync(descriptor)
+                if not first.size:
+                    sync_folder_of(path)
                 return True
         finally:
             os.close(descriptor)

@@ -322,6 +322,17 @@ def _open_folder(root: str, below: str) -> int:
     return descriptor
 
 
+def sync_folder_of(path: str) -> None:
+    """The name of a new file is on disk too."""
+    # A directory that only takes files cannot be opened; nothing but a crash of the machine would show it.
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(os.path.dirname(path), _DIRECTORY)
+        try:
+            _sync_folder(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _sync_folder(descriptor: int) -> None:
     try:
         os.fsync(descriptor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pilotq.core.records import Note
 from pilotq.deltas import DELTA_BLOCK, Block
 from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Resources
 from pilotq.scribe.lanes import Item
-from pilotq.store import checksum, outbox
+from pilotq.store import checksum, is_sound, outbox
 
 #: Clusters and blocks of deltas kept decoded.
 CACHED = 500
@@ -157,7 +156,7 @@ class Reader:
     def _description_needs(self, number: int) -> Resources:
         query = "select description, description_crc from cluster where cluster = ?"
         row = self._db.execute(query, (number,)).fetchone()
-        if row is None or zlib.crc32(row[0]) != row[1]:
+        if row is None or not is_sound(*row):
             raise Unreadable(f"the description of cluster {number} is damaged in the store")
         return _unpack_needs(row[0]).needs or Resources()
 
@@ -192,7 +191,7 @@ class Reader:
             return block
         query = "select deltas, crc from delta where cluster = ? and first = ?"
         row = self._db.execute(query, (number, first)).fetchone()
-        if row is None or zlib.crc32(row[0]) != row[1]:
+        if row is None or not is_sound(*row):
             raise Unreadable(f"the items of tasks {number}.{first} and later are damaged in the store")
         block = Block(row[0])
         _remember(self._blocks, (number, first), block)

@@ -136,3 +136,8 @@ class Store(Protocol):
 def checksum(values: Iterable[Any]) -> int:
     """What the crc columns of the store hold: over the row's other values, packed in column order."""
     return zlib.crc32(_pack(tuple(values)))
+
+
+def is_sound(data: Any, crc: int) -> bool:
+    """Is a description, a body, or a block of deltas as it was written? Damaged it may be of any type."""
+    return isinstance(data, bytes) and zlib.crc32(data) == crc

@@ -9,17 +9,21 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 
 from pilotq.core.records import Note
 from pilotq.model import Facts, OutputFile
-from pilotq.store import checksum
+from pilotq.store import checksum, is_sound
+from pilotq.store.scanning import Scan, flipped
 
 #: Notes of one block, and about so many bytes of their outputs: who wants one of them reads them all.
 NOTES_MAX = 500
 _BYTES_MAX = 1 << 20
+#: In place of the cluster of a block that cannot be read.
+UNREAD = 0
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -74,37 +78,56 @@ def row(notes: list[Note]) -> tuple[Any, ...]:
 
 def read(db: sqlite3.Connection, after: int = -1, limit: int = -1) -> list[Block]:
     """Blocks after this one, in order, with what is not written of them."""
-    found = db.execute(
-        "select n, cluster, heads, crc from outbox where n > ? order by n limit ?", (after, limit)
-    ).fetchall()
+    scan = Scan(db, "outbox", "n", "n, cluster, heads, crc", f"n > {after}")
+    found = list(islice(scan, limit if limit >= 0 else None))
+    lost = [Block(n, UNREAD, None) for (n,) in scan.lost]
     if not found:
-        return []
-    span = found[0][0], found[-1][0]
-    done = {n for (n,) in db.execute("select n from outbox_done where block between ? and ?", span)}
-    return [_block(row, done) for row in found]
+        return lost
+    done = _written(db, found[0][0], found[-1][0])
+    return sorted([*lost, *[_block(row, done) for row in found]])
 
 
 def _block(row: tuple[Any, ...], done: set[int]) -> Block:
     n, number, packed, crc = row
     if checksum(row[:-1]) != crc:
-        return Block(n, number, None)
+        mended = next((columns for columns in flipped(row[:-1]) if checksum(columns) == crc), row)
+        return Block(n, mended[1], None)
     heads = _unpack_heads(packed)
     return Block(n, number, [head for head in heads if head.n not in done] if done else heads)
 
 
+def _written(db: sqlite3.Connection, first: int, last: int) -> set[int]:
+    """Notes of these blocks that are written. One that is not known to be is written again."""
+    found: set[int] = set()
+    for block, n, crc in Scan(db, "outbox_done", "block, n", "block, n, crc", f"block between {first} and {last}"):
+        row = [block, n]
+        if checksum(row) != crc:
+            row = next((columns for columns in flipped(row) if checksum(columns) == crc), row)
+        found.add(row[1])
+    return found
+
+
+def damaged_marks(db: sqlite3.Connection) -> list[int]:
+    """Blocks of which it is not known for sure which notes are written."""
+    scan = Scan(db, "outbox_done", "block, n", "block, n, crc")
+    damaged = [block for block, n, crc in scan if checksum((block, n)) != crc]
+    return damaged + [block for block, _ in scan.lost]
+
+
 def notes(db: sqlite3.Connection, wanted: list[int]) -> dict[int, Note | None]:
     """All notes of these blocks by number; a damaged block is None under its own."""
-    marks = ", ".join("?" * len(wanted))
     found: dict[int, Note | None] = {}
-    for n, number, heads, crc, body, body_crc in db.execute(f"select * from outbox where n in ({marks})", wanted):
-        if checksum((n, number, heads)) != crc or zlib.crc32(body) != body_crc:
+    some = f"n in ({', '.join(map(str, wanted))})"
+    scan = Scan(db, "outbox", "n", "n, cluster, heads, crc, body, body_crc", some)
+    for n, number, heads, crc, body, body_crc in scan:
+        if checksum((n, number, heads)) != crc or not is_sound(body, body_crc):
             found[n] = None
             continue
         for head, (at, facts, outputs) in zip(_unpack_heads(heads), _unpack_body(body), strict=True):
             found[head.n] = Note(
                 head.n, head.event, number, head.proc, head.count, at, facts, outputs, head.attempt, head.final
             )
-    return found
+    return found | dict.fromkeys([n for (n,) in scan.lost])
 
 
 class Waiting:

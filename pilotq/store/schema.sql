@@ -104,5 +104,6 @@ create table if not exists outbox (
 create table if not exists outbox_done (
     block integer not null,
     n integer not null,
+    crc integer not null,
     primary key (block, n)
 ) without rowid;

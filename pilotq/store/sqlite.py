@@ -6,7 +6,6 @@ import contextlib
 import os
 import sqlite3
 import uuid
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,19 @@ import msgspec
 from pilotq.core.records import Record
 from pilotq.deltas import DELTA_BLOCK, Block
 from pilotq.errors import UserError
-from pilotq.store import Loaded, StoreBroken, StoreDamaged, StoreFull, checksum
+from pilotq.store import Loaded, StoreBroken, StoreDamaged, StoreFull, checksum, is_sound, wal
 from pilotq.store.blocks import Ledger, LeftTwiceError
 from pilotq.store.loading import load
 from pilotq.store.place import BALLAST_BYTES, Ballast, Lock, is_full, require_local
+from pilotq.store.scanning import DamageError, lenient
 from pilotq.store.writing import Rows
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+SCHEMA = Path(__file__).with_name("schema.sql").read_text()
+DAMAGE_ADVICE = (
+    "`pilotq store check` says how far; move it away, and put a backup in its place with `pilotq store restore`,"
+    " or begin with an empty queue"
+)
 #: Pages (4 KiB) the WAL grows to before it is copied into the database.
 _CHECKPOINT_PAGES = 4000
 _WAL_BYTES_MAX = 64 << 20
@@ -29,7 +34,37 @@ _WAL_BYTES_MAX = 64 << 20
 _WAL_BYTES = 32 + _CHECKPOINT_PAGES * (4096 + 24)
 
 _pack = msgspec.msgpack.Encoder().encode
-_crc32 = zlib.crc32
+
+
+def check_schema(db: sqlite3.Connection) -> None:
+    """Raises: DamageError when tables and indexes are not as we make them: then rows would be read as others."""
+    question = "select type, name, sql from sqlite_schema where sql is not null order by name"
+    with contextlib.closing(sqlite3.connect(":memory:")) as ours:
+        ours.executescript(SCHEMA)
+        if lenient(db).execute(question).fetchall() != ours.execute(question).fetchall():
+            raise DamageError("its description of the tables is damaged")
+
+
+def mend_log(path: Path) -> list[str]:
+    """Turn wrong bits in the log of a database back, while nobody has it open; what to tell.
+
+    Raises: StoreBroken when something that was committed is missing.
+    """
+    try:
+        log = wal.look(path)
+        if log.lost:
+            wal.remember(path, log)
+            raise StoreBroken(
+                f"{log.lost} pages that were committed are missing in the log of {path}",
+                f"restore a backup; or, to go on without them, remove {path.name}-shm and start again",
+            )
+        if log.flips:
+            wal.mend(path, log.flips)
+            return [f"wrong bits in the log of {path.name} were turned back"]
+    except (sqlite3.Error, OSError):
+        # Whoever opens it next will be told.
+        pass
+    return []
 
 
 class SqliteStore:
@@ -43,6 +78,8 @@ class SqliteStore:
         self._db: sqlite3.Connection | None = None
         #: Made from disk when it is needed and not there.
         self._ledger: Ledger | None = None
+        #: What was found before the first load.
+        self._damage: list[str] = []
 
     # ---- open and close
 
@@ -54,6 +91,7 @@ class SqliteStore:
         try:
             self._path = path
             self._ballast = Ballast(directory, self._ballast_bytes)
+            self._damage = mend_log(path)
             try:
                 self._connect()
             except StoreFull:
@@ -84,6 +122,7 @@ class SqliteStore:
                     "start that version, or restore a backup",
                 )
             for pragma in (
+                "page_size=4096",
                 "journal_mode=wal",
                 "synchronous=full",
                 f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
@@ -91,14 +130,17 @@ class SqliteStore:
                 "cache_size=-16384",
             ):
                 db.execute(f"pragma {pragma}")
-            schema = "" if version else Path(__file__).with_name("schema.sql").read_text()
+            schema = "" if version else SCHEMA
+            # A new one has at most a first page.
+            if version or self._path.stat().st_size not in (0, 4096):
+                check_schema(db)
             db.executescript(f"begin immediate; {schema} pragma user_version={SCHEMA_VERSION};")
             db.execute("insert or ignore into meta values ('queue', ?)", (uuid.uuid4().hex,))
             db.execute(
                 "insert into meta values ('epoch', '1') on conflict do update set value = cast(value as integer) + 1"
             )
             db.execute("commit")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._judge(error) from error
 
     def write_out_log(self) -> None:
@@ -129,8 +171,9 @@ class SqliteStore:
     def load(self) -> Loaded:
         try:
             loaded, self._ledger = load(self._open_db)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._judge(error) from error
+        loaded.damage += self._damage
         return loaded
 
     @property
@@ -179,7 +222,7 @@ class SqliteStore:
             self.close()
             raise StoreBroken(f"{self._path} could not be rolled back: {error}") from error
 
-    def _judge(self, error: sqlite3.Error) -> StoreFull | StoreBroken:
+    def _judge(self, error: Exception) -> StoreFull | StoreBroken:
         """What an error of SQLite means for us. A failed sync is never "try again": it would report success."""
         code = getattr(error, "sqlite_errorcode", 0)
         name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -187,11 +230,10 @@ class SqliteStore:
         may_be_full = code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_CANTOPEN)
         if code == sqlite3.SQLITE_FULL or (may_be_full and is_full(self._path.parent)):
             return StoreFull(f"no space is left for {self._path}", "free some on that file system")
-        if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return StoreBroken(
-                f"{self._path} is damaged ({error})",
-                "put a backup in its place, or move it away to begin with an empty queue",
-            )
+        # Not even the message of an error can be read when the names in it are damaged.
+        is_damage = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        if is_damage or isinstance(error, UnicodeDecodeError):
+            return StoreBroken(f"{self._path} is damaged ({error})", DAMAGE_ADVICE)
         return StoreBroken(
             f"{self._path} cannot be used: {error} ({name})", "see that its disk is in order, and start again"
         )
@@ -200,7 +242,7 @@ class SqliteStore:
 
     def description(self, cluster: int) -> bytes:
         data, crc = self._row("select description, description_crc from cluster where cluster = ?", cluster)
-        if _crc32(data) != crc:
+        if not is_sound(data, crc):
             raise StoreDamaged(f"the description of cluster {cluster} is damaged in the store")
         return bytes(data)
 
@@ -238,7 +280,7 @@ class SqliteStore:
                 ).fetchone()
                 if row is None:
                     return []
-                if _crc32(row[0]) != row[1]:
+                if not is_sound(*row):
                     raise StoreDamaged(f"the items of tasks {cluster}.{first} and later are damaged in the store")
                 block = blocks[first] = Block(row[0])
             found.append(block[proc - first])

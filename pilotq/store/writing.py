@@ -39,7 +39,7 @@ class Rows:
         self._history: list[tuple[Any, ...]] = []
         self._left: list[tuple[int]] = []
         self._notes: list[tuple[Any, ...]] = []
-        self._written: list[tuple[int, int]] = []
+        self._written: list[tuple[int, int, int]] = []
         self._done: list[tuple[int]] = []
 
     def take(self, record: Record) -> None:
@@ -71,7 +71,7 @@ class Rows:
             ("update cluster set live = 0 where cluster = ?", self._left),
             ("delete from file where cluster = ?", self._left),
             ("insert into outbox values (?, ?, ?, ?, ?, ?)", self._notes),
-            ("insert into outbox_done values (?, ?)", self._written),
+            ("insert into outbox_done values (?, ?, ?)", self._written),
             ("delete from outbox where n = ?", self._done),
             ("delete from outbox_done where block = ?", self._done),
         )
@@ -137,7 +137,7 @@ class Rows:
 
     def _end_notes(self, ns: list[int]) -> None:
         staying, going = self._ledger.notes.done(ns)
-        self._written += staying
+        self._written += [(*note, checksum(note)) for note in staying]
         self._done += [(n,) for n in going]
 
 

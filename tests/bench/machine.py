@@ -73,6 +73,15 @@ def memory_bytes(pid: int) -> dict[str, int]:
     return {"rss": sums.get("Rss", 0), "pss": sums.get("Pss", 0), "private": private}
 
 
+def most_memory(pid: int) -> int:
+    """The most that a process has had resident, bytes.
+
+    Source: proc(5), /proc/pid/status.
+    """
+    found = re.search(r"^VmHWM:\s+(\d+) kB", read(f"/proc/{pid}/status"), re.M)
+    return 1024 * int(found[1]) if found else 0
+
+
 def private_bytes(pids: Iterable[int]) -> int:
     """Private memory of several processes."""
     return sum(memory_bytes(pid).get("private", 0) for pid in pids)

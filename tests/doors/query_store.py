@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pilotq
 from pilotq.condor.request import read_fields, write_fields
 from pilotq.core.records import Record, TaskRows, TasksLeft
 from pilotq.model import PROC_MARK, ClusterBody, Facts, HoldCode, Outcome, State, Usage
+from pilotq.store import checksum
 from pilotq.store.blocks import Ledger
 from pilotq.store.writing import Rows
 
@@ -55,26 +57,29 @@ class Builder:
         live: bool = True,
     ) -> Builder:
         made = of or body()
+        row = {
+            "cluster": number,
+            "owner": made.owner,
+            "key": f"key{number}",
+            "count": count,
+            "priority": made.priority,
+            "submitted_at": float(made.submitted_at),
+            "state": int(state),
+            "since": 0,
+            "body": msgspec.msgpack.encode(made),
+        }
         self._insert(
             "cluster",
-            cluster=number,
+            **row,
             live=int(live),
-            owner=made.owner,
-            key=f"key{number}",
-            count=count,
-            priority=made.priority,
-            submitted_at=made.submitted_at,
-            state=int(state),
-            since=0,
-            body=msgspec.msgpack.encode(made),
-            crc=0,
+            crc=checksum(row.values()),
             description=b"",
             description_crc=0,
         )
         encoded = [msgspec.msgpack.encode(delta) for delta in deltas or []]
         for first in range(0, len(encoded), block):
             (packed,) = in_blocks(encoded[first : first + block])
-            self._insert("delta", cluster=number, first=first, deltas=packed, crc=0)
+            self._insert("delta", cluster=number, first=first, deltas=packed, crc=zlib.crc32(packed))
         self.db.commit()
         return self
 

@@ -17,6 +17,7 @@ from store_data import cluster, left, mixed, note, rows, started, tasks
 from pilotq.core.records import ClusterLeft, Note, NotesAdded, NotesDone, Record
 from pilotq.errors import UserError
 from pilotq.model import State
+from pilotq.roles.restart import restore
 from pilotq.store import StoreBroken, StoreDamaged, StoreFull
 from pilotq.store.loading import load
 from pilotq.store.outbox import NOTES_MAX
@@ -224,17 +225,27 @@ def test_ended_tasks_with_a_damaged_row_do_not_run_again(tmp_path: Path) -> None
 
 def test_a_damaged_cluster_does_not_hide_the_others(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
-    started(path, [cluster(1), cluster(2), rows(1, [0], State.RUNNING)]).close()
-    damage(path, "update cluster set count = 3 where cluster = 1")
+    started(path, [cluster(1, 2), cluster(2), rows(1, [0], State.RUNNING)], [left(1, [0])]).close()
+    damage(path, "update cluster set body = x'00' where cluster = 1")
     store = started(path)
     loaded = store.load()
-    assert [live.cluster for live in loaded.clusters] == [2]
-    assert len(loaded.damage) == 2 and "cluster 1 is damaged" in loaded.damage[0]
+    assert [live.cluster for live in loaded.clusters] == [1, 2]
+    assert loaded.clusters[0].damaged == {1: "cluster 1 is damaged in the store"}
+    assert not loaded.clusters[1].damaged
     assert loaded.next_cluster == 3
     with pytest.raises(StoreDamaged):
         store.body(1)
     assert store.description(1)
     store.close()
+
+
+def test_a_cluster_with_one_wrong_number_is_known_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    started(path, [cluster(1), cluster(2), rows(1, [0], State.RUNNING)]).close()
+    damage(path, "update cluster set count = 3 where cluster = 1")
+    loaded = started(path).load()
+    assert [(live.cluster, live.count, live.damaged) for live in loaded.clusters] == [(1, 1, {}), (2, 1, {})]
+    assert loaded.damage == ["the row of cluster 1 is damaged in the store, but known"]
 
 
 @pytest.mark.parametrize(
@@ -465,10 +476,44 @@ def test_nothing_is_left_of_notes_that_are_written(tmp_path: Path) -> None:
     assert store._open_db.execute(count).fetchone() == (0, 0)
 
 
-def test_a_cluster_whose_notes_are_damaged_is_held(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["heads = x'90'", "heads = 'text'", "cluster = 3", "crc = 5"])
+def test_tasks_that_wait_for_damaged_notes_are_held_and_no_others(tmp_path: Path, change: str) -> None:
     path = tmp_path / "queue.db"
-    notes = [Note(1, -1, 1, 0, 1, 1.0, attempt=1, final=True)]
-    store = started(path, [cluster(1, 2), rows(1, [0], State.STAGING_OUT), NotesAdded(notes)])
-    store._open_db.execute("update outbox set heads = x'90'")
+    waiting = [rows(1, [0, 1], State.STAGING_OUT), rows(1, [2], State.RUNNING), rows(2, [0], State.STAGING_OUT)]
+    notes = [NotesAdded([Note(n, -1, 1, n - 1, 1, 1.0, attempt=1, final=True)]) for n in (1, 2)]
+    started(path, [cluster(1, 4), cluster(2), *waiting, *notes, note(3, 2, final=True)]).close()
+    damage(path, f"update outbox set {change} where n = 2")
+    store = started(path)
     loaded = store.load()
-    assert not loaded.finals and set(loaded.clusters[0].damaged) == {0, 1} and "notes" in loaded.damage[0]
+    assert [final.n for final in loaded.finals] == [1, 3] and "notes" in loaded.damage[0]
+    queue = restore(loaded, store, 1.0)
+    assert [queue.clusters[1].state(proc) for proc in range(4)] == [
+        State.STAGING_OUT,
+        State.HELD,
+        State.RUNNING,
+        State.IDLE,
+    ]
+    assert queue.clusters[2].state(0) == State.STAGING_OUT
+    assert "the note about the end of task 1.1 is damaged" in queue.clusters[1].facts[1].reason
+    # What is held is written so, and not held again after its release.
+    store.commit(queue.flush(1.0))
+    queue.release(queue.clusters[1], 1, 2.0, "a person")
+    store.commit(queue.flush(2.0))
+    again = restore(store.load(), store, 3.0)
+    assert again.clusters[1].state(1) == State.IDLE
+    store.close()
+
+
+def test_a_damaged_mark_of_a_written_note_is_mended_or_told(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    notes = NotesAdded([Note(n, -1, 1, n, 1, 1.0, attempt=1, final=True) for n in range(1, 9)])
+    started(path, [cluster(1, 9), notes], [NotesDone([2])]).close()
+    for change, left_over in (("n = 3", {2}), ("n = 1000", set())):
+        damage(path, f"update outbox_done set {change}")
+        store = started(path)
+        loaded = store.load()
+        assert {final.n for final in loaded.finals} == set(range(1, 9)) - left_over
+        assert loaded.damage == [
+            "which notes of 1 and later are written is damaged in the store; one may be written twice"
+        ]
+        store.close()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,9 @@ import pytest
 from parts import Parts, wait_for
 from troubles import TRUE, events, new_pool, queue, refused, small_disk, unmount, wait_until_it_runs
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
+#: How often the disks fill and empty again; `tests/crash` takes the longer form.
+CYCLES = 20 if os.environ.get("PILOTQ_ALL_POINTS") == "1" else 3
 
 
 class SmallDisks:
@@ -150,3 +155,49 @@ def last_end(pool: Parts, cluster: int) -> dict[str, str] | None:
     """The task, once an attempt of it has ended."""
     (found,) = pool.client.get(f"/v1/tasks?cluster={cluster}")
     return found if found["reason"] else None
+
+
+def took_to_refuse(pool: Parts, text: str) -> float:
+    """Seconds until a submission is refused, in one line."""
+    began = time.monotonic()
+    refused(pool, text, "full", "free some space")
+    return time.monotonic() - began
+
+
+def test_disks_that_fill_and_empty_again_and_again(small: SmallDisks, tmp_path: Path) -> None:
+    """Each time: refused at once, results taken, all as before when there is space; no process is started again."""
+    pool = small.pool
+    pids = {name: process.pid for name, process in pool.processes.items()}
+    spent, back, clusters = [], [], []
+    for cycle in range(CYCLES):
+        gates = [tmp_path / f"{cycle}.{where}" for where in ("head", "node")]
+        running = [small.submit_gated(gate, f"echo {cycle} > out") for gate in gates]
+        with filled(small.state):
+            spent.append(took_to_refuse(pool, f"{TRUE}queue\n"))
+            spent.append(took_to_refuse(pool, "executable = prog\nqueue 10\n"))
+            gates[0].touch()
+            pool.wait_done(running[0], 10)
+            spent.append(took_to_refuse(pool, f"{TRUE}queue\n"))
+        began = time.monotonic()
+        clusters.append(wait_for("submissions", lambda: submitted(pool, "executable = prog\nqueue 5\n"), 15))
+        back.append(time.monotonic() - began)
+        with filled(small.work):
+            # What runs there ends, and its output is brought home from what it had.
+            gates[1].touch()
+            pool.wait_done(running[1], 10)
+        for cluster in (*running, clusters[-1]):
+            pool.wait_done(cluster, 40)
+        for gate, cluster in zip(gates, running, strict=True):
+            assert pool.history(cluster) == [0]
+            log = tmp_path / f"{gate.name}.log"
+            wait_for("its last event", lambda log=log: events(log) == ["000", "001", "005"])
+    for cluster in clusters:
+        assert sorted(pool.history(cluster)) == list(range(5))
+    assert statistics.median(spent) < 1.0, spent
+    assert max(back) < 5.0, back
+    assert {name: process.pid for name, process in pool.processes.items()} == pids
+    assert all(process.poll() is None for process in pool.processes.values())
+    done = pool.pilotq("--set", f"state_dir={small.state}", "store", "check")
+    assert done.returncode == 0, done.stdout
+    if CYCLES > 3:
+        print(f"refused in {max(spent):.2f} s at most, accepted again {max(back):.2f} s after there was space")
