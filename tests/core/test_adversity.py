@@ -172,6 +172,19 @@ def test_nothing_is_kept_of_connections_that_are_gone() -> None:
     assert len(world.master.peers.told) <= 1
 
 
+def test_a_way_that_breaks_all_the_time_does_not_put_off_the_next_one() -> None:
+    """Whose key is refused is told so with every knock of its socket."""
+    world = World()
+    node = Node(world, "node")
+    node.cut = True
+    link = node.core.session.link
+    for _ in range(60):
+        world.now = Now(world.now.boot + 0.2, world.now.wall + 0.2)
+        node.do(w.LinkLost(node.core.session.link))
+        world.tick()
+    assert node.core.session.link > link + 2
+
+
 # ---- foreman, files
 
 
@@ -237,9 +250,11 @@ def test_offsets_beyond_any_file(tmp_path: Path) -> None:
 
 
 def test_a_key_file_that_is_none(tmp_path: Path) -> None:
-    keys.authorize(tmp_path, "worker", "site", "abc")
+    keys.authorize(tmp_path, "worker", "site", "k" * 40)
     (tmp_path / "keys/authorized/worker/x.pub").write_bytes(b"\xff\xfe")
-    assert keys.authorized(tmp_path) == {"abc": ("worker", "site")}
+    (tmp_path / "keys/authorized/worker/y.pub").write_text("l" * 40 + " some day\n")
+    (tmp_path / "keys/authorized/worker/z.pub").write_text("short\n")
+    assert keys.authorized(tmp_path) == {"k" * 40: keys.Key("worker", "site")}
 
 
 async def test_a_result_told_again_while_its_outputs_are_synced(tmp_path: Path) -> None:
