@@ -170,7 +170,7 @@ class Engine:
                 react(inbox.popleft(), now)
             self._pump(now)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return
         if self._inbox:
             self._schedule()
@@ -217,11 +217,12 @@ class Engine:
             now = read_clocks()
             self._pump(now)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return
         self._arm(now.boot)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """End with this error; only the first counts."""
         if not self.failed.done():
             self.failed.set_exception(error)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket as sockets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,20 +94,24 @@ class _Link:
 class Listener(_Link):
     """A CURVE server: the master's or a foreman's side.
 
-    `on_batch(peer, user, parts)` gets what came: user is "role:name" of the connection's key, parts are session and
-    payload in turn. `on_lost(peer)` tells that a peer cannot be sent to any more.
+    `on_batch(peer, key, parts)` gets what came: role and name of the connection's key, then session and payload in
+    turn. `on_lost(peer)` tells that a peer cannot be sent to any more. What comes with a key that is not allowed any
+    more ends its connection and is not heard.
     """
 
     def __init__(
         self,
         context: Any,
         pair: keys.KeyPair,
-        on_batch: Callable[[bytes, str, list[bytes]], None],
+        gate: keys.Authenticator,
+        on_batch: Callable[[bytes, keys.Key, list[bytes]], None],
         on_lost: Callable[[bytes], None],
     ) -> None:
         super().__init__(context, zmq.ROUTER)
-        self._on_batch, self._on_lost = on_batch, on_lost
+        self._gate, self._on_batch, self._on_lost = gate, on_batch, on_lost
         self._out: dict[bytes, list[bytes]] = {}
+        #: Of the keys it serves with.
+        self.public = pair.public
         socket = self.socket
         socket.curve_server = 1
         socket.curve_publickey, socket.curve_secretkey = pair.public.encode(), pair.secret.encode()
@@ -131,8 +137,25 @@ class Listener(_Link):
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return int(endpoint.rsplit(":", 1)[1])
 
+    async def change_keys(self, pair: keys.KeyPair) -> None:
+        """Serve with another pair from now on, at the same port; every connection ends, and may come back.
+
+        Raises: InternalError when the port cannot be had again.
+        """
+        endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.socket.unbind(endpoint)
+        self.socket.curve_publickey, self.socket.curve_secretkey = pair.public.encode(), pair.secret.encode()
+        self.public = pair.public
+        for _ in range(500):
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.bind(endpoint)
+                return
+            # The port is let go of by another thread.
+            await asyncio.sleep(0.01)
+        raise InternalError(f"{endpoint} cannot be bound again", "start this process again")
+
     def send(self, peer: bytes, *parts: bytes) -> None:
-        """Queue payloads, each after its session, until `flush`."""
+        """Queue payloads, each after its session, until `flush`; a peer's id may have more behind it."""
         waiting = self._out.get(peer)
         if waiting is None:
             waiting = self._out[peer] = []
@@ -145,7 +168,7 @@ class Listener(_Link):
         for peer, parts in out.items():
             try:
                 for message in wire.join(parts):
-                    self.socket.send(peer, _NOBLOCK | _SNDMORE)
+                    self.socket.send(peer[: wire.PEER_BYTES], _NOBLOCK | _SNDMORE)
                     self.socket.send(message, _NOBLOCK)
             except zmq.ZMQError:
                 # Not connected any more, or so far behind that it broke its credit: its session is over.
@@ -161,17 +184,35 @@ class Listener(_Link):
                 recv(_NOBLOCK)
             return
         try:
-            user, parts = frame.get("User-Id"), wire.split(frame.buffer)
+            key = self._gate.allowed.get(str(frame.get("User-Id")))
+            if key is None or len(peer) != wire.PEER_BYTES:
+                # Revoked or expired; or with an id of its own choice.
+                _cut(frame)
+                self._on_lost(peer)
+                return
+            parts = wire.split(frame.buffer)
         except (zmq.ZMQError, PeerError):
             return
-        self._on_batch(peer, str(user), parts)
+        self._on_batch(peer, key, parts)
+
+
+def _cut(frame: Any) -> None:
+    """End the connection that a frame came by."""
+    with contextlib.suppress(zmq.ZMQError, OSError, ValueError), _connection(frame) as connection:
+        # The number may stand for another one by now; what is cut for nothing comes back by itself.
+        if connection.getpeername()[0] == frame.get("Peer-Address"):
+            connection.shutdown(sockets.SHUT_RDWR)
+
+
+def _connection(frame: Any) -> sockets.socket:
+    return sockets.socket(fileno=os.dup(int(frame.get("__fd"))))
 
 
 class Dialer(_Link):
     """A CURVE client: a worker's or foreman's side towards the one above.
 
-    `on_batch(parts)` gets what came, session and payload in turn; `on_lost()` is called when the connection breaks or
-    our key is refused.
+    `on_batch(parts)` gets what came, session and payload in turn; `on_lost()` is called when the connection breaks, our
+    key is refused, or the server's is not the one we want.
     """
 
     def __init__(
@@ -191,8 +232,10 @@ class Dialer(_Link):
         socket.curve_serverkey = server.encode()
         socket.curve_publickey, socket.curve_secretkey = token.public.encode(), token.secret.encode()
         socket.reconnect_ivl, socket.reconnect_ivl_max = 200, 2_000
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        self._monitor: Any = socket.get_monitor_socket(events)
+        refusals = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        # No detail: whoever serves there has another key than we were told.
+        refusals |= zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        self._monitor: Any = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | refusals)
         self.loop.add_reader(self._monitor.getsockopt(zmq.FD), self._watch)
         socket.connect(endpoint)
         # The descriptor tells of changes only after its state was asked for once.
@@ -235,17 +278,29 @@ class Dialer(_Link):
 
 
 @contextlib.contextmanager
-def serving(authenticator: keys.Authenticator) -> Iterator[keys.Authenticator]:
-    """Answer ZAP questions in the running loop; closes the authenticator at the end."""
+def serving(gate: keys.Authenticator, on_failure: Callable[[Exception], None]) -> Iterator[keys.Authenticator]:
+    """Answer ZAP questions in the running loop; closes the authenticator at the end.
+
+    `on_failure` is told when it cannot answer any more: then all sockets must be closed.
+    """
     loop = asyncio.get_running_loop()
-    descriptor = int(authenticator.socket.getsockopt(zmq.FD))
-    loop.add_reader(descriptor, authenticator.answer)
-    authenticator.answer()
+    descriptor = int(gate.socket.getsockopt(zmq.FD))
+
+    def answer() -> None:
+        try:
+            gate.answer()
+        except Exception as error:
+            loop.remove_reader(descriptor)
+            gate.close()
+            on_failure(error)
+
+    loop.add_reader(descriptor, answer)
+    answer()
     try:
-        yield authenticator
+        yield gate
     finally:
         loop.remove_reader(descriptor)
-        authenticator.close()
+        gate.close()
 
 
 async def prove_closed(context: Any, port: int, server: str, timeout_s: float = 5.0) -> None:

@@ -1,8 +1,9 @@
 """Every message between master, foreman and worker.
 
 A ZeroMQ message is one frame, a batch: a msgpack array of byte strings, session and payload in turn. On a link that a
-worker opened the session is empty; a foreman puts the session it gave to the worker there, and passes payloads of
-workers on without opening them. A payload is one msgpack array: the tag, then the fields in order.
+worker opened the session is empty; a foreman puts the session it gave to the worker there, which ends in the name of
+the worker's key (`session_of`), and passes payloads of workers on without opening them. A payload is one msgpack array:
+the tag, then the fields in order.
 
 Only durations cross the wire, never moments: no clock of another host is ever compared. An attempt is named by
 (cluster, proc, attempt) everywhere; the attempt number is the fence.
@@ -259,11 +260,23 @@ class ForemanBeat(_Message, frozen=True):
     draining: bool
 
 
-class ForemanWelcome(_Message, frozen=True):
-    """Whom to let in: public keys (Z85) and the names of their tokens. Sent again when that changes."""
+class AllowedKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A key that workers may come with."""
 
-    keys: list[tuple[str, str]]
+    #: Public, Z85.
+    public: str
+    name: str
+    #: Seconds it is still good for; negative: no end.
+    left_s: float = -1.0
+
+
+class ForemanWelcome(_Message, frozen=True):
+    """Whom to let in, and no others. Sent again when that changes."""
+
+    keys: list[AllowedKey]
     beat_s: float
+    #: Public key (Z85) of the pair to serve workers with.
+    serve: str = ""
 
 
 class ForemanRenew(_Message, frozen=True):
@@ -287,12 +300,6 @@ FromForeman = ForemanHello | ForemanBeat | Gone | Get | Goodbye
 ToWorker = Welcome | Reject | Describe | Assign | Renew | Ack | Kill | AskInventory | Pull | DrainPlease | Leave | Chunk
 ToForeman = ForemanWelcome | ForemanRenew | Reject | Describe | Forget | Chunk | AskInventory
 Message = FromWorker | FromForeman | ToWorker | ToForeman
-
-#: Who may send what upwards, by the role of its key. Nothing else reaches a core.
-ALLOWED: dict[str, tuple[type, ...]] = {
-    "worker": (Hello, Beat, Started, Result, Refuse, Killed, Goodbye, Data, Get),
-    "foreman": (ForemanHello, ForemanBeat, Gone, Get, Goodbye),
-}
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -346,6 +353,20 @@ def split(message: bytes | memoryview) -> list[bytes]:
     if len(parts) % 2:
         raise PeerError("not a batch: a session without a payload")
     return parts
+
+
+#: Bytes of an id that ZeroMQ makes for a connection.
+PEER_BYTES = 5
+
+
+def session_of(peer: bytes, key: str) -> bytes:
+    """What a foreman calls a worker's connection: its id, and the name of the key it came with."""
+    return peer + key.encode()
+
+
+def key_of(session: bytes) -> str:
+    """The name of the key of a session; "" when there is none in it."""
+    return session[PEER_BYTES:].decode(errors="replace")
 
 
 def checksum(token: Token) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilotq import wire
+from pilotq.access import key_of_worker
+from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Route
 from pilotq.model import Resources
 
@@ -38,6 +40,7 @@ class Held(NamedTuple):
 class Worker:
     """A worker that has said hello to this master or, after a restart, one that the store names."""
 
+    #: See `access.worker_name`.
     name: str
     host: str = ""
     pid: int = 0
@@ -138,6 +141,11 @@ class Worker:
         held = self.held.get(task[0])
         return held.numbers.get(task[1], 0) if held is not None else 0
 
+    def may_speak_for(self, cluster: Cluster, proc: int) -> bool:
+        """False when the present attempt of a task was given to a worker with another key."""
+        holder = cluster.facts_of(proc).worker
+        return not holder or key_of_worker(holder) == self.key
+
     @property
     def tasks(self) -> list[Task]:
         """All that is lost when it is."""
@@ -187,6 +195,8 @@ class Foreman:
 
     name: str
     peer: bytes
+    #: Name of its token.
+    key: str = ""
     pid: int = 0
     version: str = ""
     heard_at: float = 0.0

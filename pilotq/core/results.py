@@ -104,6 +104,8 @@ class Results:
         state, current = cluster.state(token.proc), cluster.attempts[token.proc]
         if state in ENDED or state in (State.STAGING_OUT, State.HELD) or token.attempt > current:
             return True
+        if token.attempt == current and not worker.may_speak_for(cluster, token.proc):
+            return True
         if token in self.collecting:
             self._collect(worker, token, end)
             return False
