@@ -4,7 +4,7 @@ What may take long is a generator that yields now and then, so that one thread c
 end with `exhaust` when there is nothing else to do.
 
 No name from outside leads out of the sandbox: names are relative and without "..", and a symbolic link is followed only
-when it ends inside.
+when it ends inside. Files are opened part by part (`pilotq.beneath`), as other tasks may exchange what is there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
+from pilotq.beneath import open_file
 from pilotq.model import STDERR, STDOUT, Description, FileRef, OutputFile
 from pilotq.wire import INLINE_BYTES_MAX
 
@@ -34,6 +35,7 @@ OUTPUT_FILES_MAX = 10_000
 OUTPUT_NAMES_BYTES_MAX = 1 << 20
 
 _COPY_BYTES = 8 << 20
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 #: Directory entries looked at between two yields.
 _ENTRIES = 500
 #: Staged files are made to look so much older, because file systems have coarse clocks: any later change shows.
@@ -91,28 +93,25 @@ def stage(
     Raises: OSError with the name of the file in the sandbox.
     """
     executable = {os.path.normpath(name) for name in executables}
-    made: set[str] = set()
     for ref in files:
         name = confined(ref.name)
-        parent = os.path.dirname(name)
-        if parent and parent not in made:
-            os.makedirs(os.path.join(sandbox, parent), 0o755, exist_ok=True)
-            made.add(parent)
         mode = 0o755 if name in executable else ref.mode & 0o777 | 0o600
-        target, data = os.path.join(sandbox, name), inline.get(ref.digest)
+        data = inline.get(ref.digest)
         try:
             if data is None:
-                yield from _copy(os.path.join(cache, ref.digest), target, ref.size_bytes, mode)
+                source = os.path.join(cache, ref.digest)
+                yield from _copy(source, sandbox, name, ref.size_bytes, mode)
             else:
-                write(target, data, mode)
+                _write(open_file(sandbox, name, _NEW, mode, 0o755), data)
         except OSError as error:
             raise OSError(error.errno, error.strerror, ref.name) from None
 
 
-def _copy(source: str, target: str, size: int, mode: int) -> Generator[None, None, None]:
+def _copy(source: str, sandbox: str, name: str, size: int, mode: int) -> Generator[None, None, None]:
     reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        # O_NONBLOCK: a FIFO put there must not stop us.
+        writer = open_file(sandbox, name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, mode, 0o755)
         try:
             # copy_file_range shares blocks where the file system can; it does not work between all of them.
             share = True
@@ -142,7 +141,10 @@ def _copy(source: str, target: str, size: int, mode: int) -> Generator[None, Non
 
 def write(path: str, data: bytes, mode: int = 0o644) -> None:
     """A new small file."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    _write(os.open(path, _NEW | os.O_NOFOLLOW | os.O_CLOEXEC, mode), data)
+
+
+def _write(fd: int, data: bytes) -> None:
     try:
         while data:
             data = data[os.write(fd, data) :]
@@ -232,7 +234,7 @@ class _Outputs:
             self.code, self.problem = code, f"Cannot send output file {name!r}: (errno={code}: '{text}')"
 
     def add(self, name: str, status: os.stat_result, path: str) -> None:
-        """Take a regular file of the sandbox whose path is known to stay inside."""
+        """Take a regular file; the path is that in the sandbox, links resolved."""
         if name in self.found:
             return
         try:
@@ -249,7 +251,7 @@ class _Outputs:
             data = b""
         elif size <= INLINE_BYTES_MAX and self._inline_bytes + size <= INLINE_BYTES_SUM:
             try:
-                data = _read(path, 0, size)
+                data = _read(self.sandbox, path, 0, size)
             except OSError as error:
                 self.fail(name, error.errno or errno.EIO, error.strerror or str(error))
                 return
@@ -277,14 +279,14 @@ def collect(
         if kept:
             found = top.get(_STREAMS[name])
             if found is not None and stat.S_ISREG(found.st_mode) and (found.st_size or found.st_mode & 0o777 != 0o644):
-                out.add(name, found, f"{sandbox}/{_STREAMS[name]}")
+                out.add(name, found, _STREAMS[name])
             else:
                 out.found[name] = _NOTHING[name]
     if wanted and description.outputs is None:
         for name in sorted(top.keys() - OWN_FILES):
             status = top[name]
             if stat.S_ISREG(status.st_mode) and _has_other_content(status, (before or {}).get(name)):
-                out.add(name, status, f"{sandbox}/{name}")
+                out.add(name, status, name)
     elif wanted:
         for name in description.outputs or []:
             yield from _listed(out, name)
@@ -296,22 +298,22 @@ def _listed(out: _Outputs, asked: str) -> Generator[None, None, None]:
     try:
         name = confined(asked)
         path = _inside(out.sandbox, name)
-        status = os.lstat(path)
+        status = os.lstat(os.path.join(out.sandbox, path))
     except OSError as error:
         return out.fail(asked, error.errno or errno.EIO, error.strerror or str(error))
     if stat.S_ISREG(status.st_mode):
         return out.add(name, status, path)
     if not stat.S_ISDIR(status.st_mode):
         return out.fail(asked, errno.EINVAL, "it is not a regular file")
-    for count, (below, found) in enumerate(_tree(path), 1):
+    for count, (below, found) in enumerate(_tree(os.path.join(out.sandbox, path)), 1):
         if stat.S_ISREG(found.st_mode):
-            out.add(f"{name}/{below}", found, os.path.join(path, below))
+            out.add(f"{name}/{below}", found, f"{path}/{below}")
         if not count % _ENTRIES:
             yield
 
 
 def _inside(sandbox: str, name: str) -> str:
-    """The real path of a name, links resolved.
+    """The path of a name in the sandbox, links resolved.
 
     Raises: PermissionError when a link leads out of the sandbox; OSError when there is no such file.
     """
@@ -319,12 +321,12 @@ def _inside(sandbox: str, name: str) -> str:
     path = os.path.realpath(os.path.join(root, name), strict=True)
     if not path.startswith(root + "/"):
         raise PermissionError(errno.EPERM, "it is a link that leads out of the sandbox", name)
-    return path
+    return path[len(root) + 1 :]
 
 
-def _read(path: str, offset: int, length: int) -> bytes:
+def _read(sandbox: str, path: str, offset: int, length: int) -> bytes:
     # O_NONBLOCK: a FIFO put there must not stop us.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = open_file(sandbox, path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)
@@ -338,7 +340,7 @@ def read_output(sandbox: str, name: str, offset: int, length: int) -> bytes:
 
     Raises: OSError when it is not there, not a regular file, or not inside the sandbox.
     """
-    return _read(_inside(sandbox, _STREAMS.get(name) or confined(name)), offset, length)
+    return _read(sandbox, _inside(sandbox, _STREAMS.get(name) or confined(name)), offset, length)
 
 
 # ---- gone ------------------------------------------------------------------------------------------------------
