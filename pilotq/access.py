@@ -88,8 +88,3 @@ def worker_name(told: str, key: str) -> str:
     With the key that every pool begins with, what it calls itself is enough.
     """
     return told if key == FIRST else f"{told}@{key}"
-
-
-def key_of_worker(name: str) -> str:
-    """The name of the key that is in a worker's name."""
-    return name.rpartition("@")[2] if "@" in name else FIRST

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from pilotq.errors import PeerError
-from pilotq.model import Ended, Resources
+from pilotq.model import REASON_CHARS_MAX, Ended, Resources
 
 PROTOCOL = 1
 #: Bounds on one payload and on one batch; checked before anything is unpacked.
@@ -42,6 +42,16 @@ class Token(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
     attempt: Annotated[int, Meta(ge=1, lt=1 << 32)]
 
 
+#: Items of a list in one message: bounds what a small payload can become in memory.
+ITEMS_MAX = 20_000
+_Items = Meta(max_length=ITEMS_MAX)
+Tokens = Annotated[list[Token], _Items]
+Numbers = Annotated[list[int], _Items]
+Reason = Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
+#: Small files by digest.
+Inline = Annotated[dict[str, bytes], _Items]
+
+
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
 
@@ -62,13 +72,13 @@ class Hello(_Message, frozen=True):
     version: str
     offer: Offer
     #: Attempts held that have not ended yet.
-    live: list[Token]
+    live: Tokens
     #: Of `live`, those whose payload was started.
-    started: list[Token]
+    started: Tokens
     #: Ended attempts whose result was not acknowledged (their `Result` follows).
-    unacked: list[Token]
+    unacked: Tokens
     #: Names under which earlier processes in this scratch directory were known; nothing of them is left.
-    predecessors: list[str] = []
+    predecessors: Annotated[list[str], _Items] = []
     #: Of the `AskInventory` it answers; 0: none.
     answers: int = 0
 
@@ -96,33 +106,33 @@ class Beat(_Message, frozen=True):
 class Started(_Message, frozen=True):
     """These payloads run."""
 
-    tokens: list[Token]
+    tokens: Tokens
 
 
 class Result(_Message, frozen=True):
     """These attempts ended; kept and sent again until `Ack`."""
 
-    tokens: list[Token]
-    ends: list[Ended]
+    tokens: Tokens
+    ends: Annotated[list[Ended], _Items]
 
 
 class Refuse(_Message, frozen=True):
     """These attempts were not and will not be started here; nothing is charged."""
 
-    tokens: list[Token]
-    reason: str
+    tokens: Tokens
+    reason: Reason
 
 
 class Killed(_Message, frozen=True):
     """Nothing of these attempts is left (also the answer for unknown ones)."""
 
-    tokens: list[Token]
+    tokens: Tokens
 
 
 class Goodbye(_Message, frozen=True):
     """I leave and hold nothing any more."""
 
-    reason: str
+    reason: Reason
 
 
 class Data(_Message, frozen=True):
@@ -166,13 +176,13 @@ class Welcome(_Message, frozen=True):
     #: Generation this answers.
     generation: int
     #: Attempts the worker must end and forget; everything else it told stays.
-    kill: list[Token]
+    kill: Tokens
 
 
 class Reject(_Message, frozen=True):
     """No session for you."""
 
-    reason: str
+    reason: Reason
     retry_after_s: float
 
 
@@ -182,19 +192,19 @@ class Describe(_Message, frozen=True):
     cluster: int
     body: bytes
     #: Small files of it, by digest.
-    inline: dict[str, bytes] = {}
+    inline: Inline = {}
 
 
 class Assign(_Message, frozen=True):
     """Run these. Duplicates of held attempts are answered with where they are."""
 
     cluster: int
-    procs: list[int]
-    attempts: list[int]
+    procs: Numbers
+    attempts: Numbers
     #: Empty, or one packed delta per proc.
-    deltas: list[bytes] = []
+    deltas: Annotated[list[bytes], _Items] = []
     #: Small files that the deltas name, by digest.
-    inline: dict[str, bytes] = {}
+    inline: Inline = {}
 
 
 class Renew(_Message, frozen=True):
@@ -206,13 +216,13 @@ class Renew(_Message, frozen=True):
 class Ack(_Message, frozen=True):
     """These results are committed (or not wanted): forget them."""
 
-    tokens: list[Token]
+    tokens: Tokens
 
 
 class Kill(_Message, frozen=True):
     """End these attempts and say `Killed`."""
 
-    tokens: list[Token]
+    tokens: Tokens
 
 
 class AskInventory(_Message, frozen=True):
@@ -273,7 +283,7 @@ class AllowedKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class ForemanWelcome(_Message, frozen=True):
     """Whom to let in, and no others. Sent again when that changes."""
 
-    keys: list[AllowedKey]
+    keys: Annotated[list[AllowedKey], _Items]
     beat_s: float
     #: Public key (Z85) of the pair to serve workers with.
     serve: str = ""
@@ -286,7 +296,7 @@ class ForemanRenew(_Message, frozen=True):
 class Gone(_Message, frozen=True):
     """From a foreman: these sessions ended; it says nothing about their tasks."""
 
-    sessions: list[bytes]
+    sessions: Annotated[list[bytes], _Items]
 
 
 class Forget(_Message, frozen=True):
@@ -318,7 +328,8 @@ def unpack(payload: bytes) -> Message:
         raise PeerError(f"a payload of {len(payload)} bytes")
     try:
         return _decoder.decode(payload)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # ValueError: text that is not UTF-8.
         raise PeerError(f"not a message: {error}") from None
 
 
@@ -348,7 +359,7 @@ def split(message: bytes | memoryview) -> list[bytes]:
     """
     try:
         parts = _parts_decoder.decode(message)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError(f"not a batch: {error}") from None
     if len(parts) % 2:
         raise PeerError("not a batch: a session without a payload")

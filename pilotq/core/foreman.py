@@ -110,7 +110,7 @@ def _cluster_of(payload: bytes) -> int:
     """Of an assignment; 0 when it is none."""
     try:
         return _assign_head.decode(payload).cluster
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return 0
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilotq import wire
-from pilotq.access import key_of_worker
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Route
 from pilotq.model import Resources
@@ -79,6 +78,9 @@ class Worker:
         if held is None:
             held = self.held[cluster] = Held(needs, {})
         held.numbers.update(zip(procs, attempts, strict=True))
+        if self.returned:
+            for proc in procs:
+                self.returned.pop((cluster, proc), None)
         self._use(needs, len(procs))
         self.checksum ^= wire.checksum_of_all(cluster, procs, attempts)
 
@@ -142,9 +144,8 @@ class Worker:
         return held.numbers.get(task[1], 0) if held is not None else 0
 
     def may_speak_for(self, cluster: Cluster, proc: int) -> bool:
-        """False when the present attempt of a task was given to a worker with another key."""
-        holder = cluster.facts_of(proc).worker
-        return not holder or key_of_worker(holder) == self.key
+        """False when the present attempt of a task was given to another worker."""
+        return cluster.facts_of(proc).worker in ("", self.name)
 
     @property
     def tasks(self) -> list[Task]:

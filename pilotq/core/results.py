@@ -120,7 +120,9 @@ class Results:
     def _collect(self, worker: Worker, token: wire.Token, end: Ended) -> None:
         """Pull the larger outputs; told again, go on with the pulling by the present route."""
         assert worker.route is not None
-        worker.returned[token.cluster, token.proc] = token.attempt
+        if not worker.number((token.cluster, token.proc)):
+            # Else it holds a newer attempt of the same task by now.
+            worker.returned[token.cluster, token.proc] = token.attempt
         self.collecting[token] = (worker, end)
         self._master.actions.append(t.Collect(worker.route, token, end.outputs))
 

@@ -153,9 +153,6 @@ class Sessions:
             self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
         elif state not in ON_WORKER:
             return False
-        other = self._peers.workers.get(cluster.facts_of(token.proc).worker)
-        if other is not None and other is not worker:
-            other.drop(task)
         worker.hold(cluster.id, [token.proc], [token.attempt], cluster.needs)
         return True
 
@@ -205,9 +202,12 @@ class Sessions:
             task = (token.cluster, token.proc)
             if worker.number(task) != token.attempt:
                 continue
-            worker.drop(task)
             cluster = queue.clusters.get(token.cluster)
-            if cluster is not None and cluster.state(token.proc) == State.ASSIGNED:
+            if cluster is not None and cluster.state(token.proc) != State.ASSIGNED:
+                # It said before that it runs: its inventory decides.
+                continue
+            worker.drop(task)
+            if cluster is not None:
                 queue.requeue(cluster, token.proc, now.wall, Ended(Outcome.REJECTED, reason=message.reason))
         if message.reason == "undescribed" and worker.route is not None:
             self._peers.told.pop(worker.route.peer, None)

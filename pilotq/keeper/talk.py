@@ -13,6 +13,8 @@ from pilotq.wire import Token
 
 _LENGTH = struct.Struct("<I")
 _CHUNK = 1 << 16
+#: A description, a delta, small files: far below this. Who says more is not to be believed.
+MESSAGE_BYTES_MAX = 64 << 20
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -133,7 +135,7 @@ class Pipe(Generic[T]):
         return True
 
     def get(self) -> list[T] | None:
-        """All complete messages that came; None when the other side is gone."""
+        """All complete messages that came; None when the other side is gone, or says something too long."""
         try:
             count = self.sock.recv_into(self._chunk)
         except BlockingIOError:
@@ -148,7 +150,10 @@ class Pipe(Generic[T]):
         at = 0
         with memoryview(buffer) as view:
             while len(view) - at >= 4:
-                end = at + 4 + _LENGTH.unpack_from(view, at)[0]
+                size = _LENGTH.unpack_from(view, at)[0]
+                if size > MESSAGE_BYTES_MAX:
+                    return None
+                end = at + 4 + size
                 if end > len(view):
                     break
                 found.append(self._decoder.decode(view[at + 4 : end]))

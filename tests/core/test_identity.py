@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from world import Node, World
 
 from pilotq import wire
 from pilotq.core import foreman as f
 from pilotq.core import turn as t
 from pilotq.core.turn import Now, Route
 from pilotq.model import Ended, Outcome, Resources, State
+from tests.core.world import Node, World
 
 OFFER = wire.Offer(Resources(4, 1 << 30, 1 << 30))
 
