@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pilotq import __version__
 from pilotq.errors import PilotqError, UserError
-from pilotq.units import parse_duration
+from pilotq.units import parse_duration, printable
 
 INTERRUPTED = 130
 EXAMPLES = """\
@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except OSError:
         pass
 

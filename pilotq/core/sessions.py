@@ -148,7 +148,7 @@ class Sessions:
             return False
         if not worker.may_speak_for(cluster, token.proc):
             return False
-        task, state = (token.cluster, token.proc), cluster.state(token.proc)
+        state = cluster.state(token.proc)
         if state == State.IDLE:
             self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
         elif state not in ON_WORKER:
