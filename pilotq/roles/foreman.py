@@ -22,6 +22,7 @@ from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, te
 from pilotq.errors import UserError
 from pilotq.home import private_dir, state_dir_of, write_run_file
 from pilotq.link import Dialer, Listener, prove_closed, serving
+from pilotq.proc import allow_many_files
 from pilotq.roles.files import CachingRelay
 
 
@@ -183,4 +184,5 @@ def main(settings: Settings) -> int:
     async def body(stop: asyncio.Event) -> int:
         return await Foreman(settings).run(stop)
 
+    allow_many_files()
     return run(body, settings.log_level)

@@ -31,6 +31,7 @@ from pilotq.home import home_of, state_dir_of, write_run_file
 from pilotq.link import Listener, prove_closed, serving
 from pilotq.model import FileRef, Resources
 from pilotq.mover import BlobStore
+from pilotq.proc import allow_many_files
 from pilotq.query.client import QueryProcess
 from pilotq.roles.collecting import Collector
 from pilotq.roles.office import Office
@@ -233,4 +234,5 @@ def _write(path: Path, text: str) -> None:
 
 def main(settings: Settings) -> int:
     """Run the master in the foreground until it is told to stop or has drained."""
+    allow_many_files()
     return run(lambda stop: Master(settings).serve(stop), settings.log_level)

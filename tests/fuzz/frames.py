@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Frames as a hostile or broken peer would send them, through decoding and the three cores.
 
     tests/fuzz/frames.py --frames 1000000 [--seed 1] [--processes 2]
