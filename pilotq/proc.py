@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 import time
@@ -40,11 +41,16 @@ def hide_memory() -> None:
 
     Source: prctl(2), PR_SET_DUMPABLE.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    _limit(resource.RLIMIT_CORE, 0)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def allow_many_files() -> None:
     """A server needs a descriptor for each connection: as many as this account may have."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _limit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def _limit(what: int, soft: int) -> None:
+    # A hardened service may not even do that; its unit has set the limits.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(what, (soft, resource.getrlimit(what)[1]))
