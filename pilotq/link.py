@@ -108,7 +108,7 @@ class Listener(_Link):
         on_lost: Callable[[bytes], None],
     ) -> None:
         super().__init__(context, zmq.ROUTER)
-        self._gate, self._on_batch, self._on_lost = gate, on_batch, on_lost
+        self._context, self._gate, self._on_batch, self._on_lost = context, gate, on_batch, on_lost
         self._out: dict[bytes, list[bytes]] = {}
         #: Of the keys it serves with.
         self.public = pair.public
@@ -137,10 +137,19 @@ class Listener(_Link):
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return int(endpoint.rsplit(":", 1)[1])
 
+    @property
+    def endpoint(self) -> str:
+        """Where this host reaches it."""
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT).replace("//0.0.0.0:", "//127.0.0.1:")  # type: ignore[no-any-return]
+
+    async def prove_closed(self) -> None:
+        """Knock as a stranger, see the function of this name."""
+        await prove_closed(self._context, self.endpoint, self.public)
+
     async def change_keys(self, pair: keys.KeyPair) -> None:
         """Serve with another pair from now on, at the same port; every connection ends, and may come back.
 
-        Raises: InternalError when the port cannot be had again.
+        Raises: InternalError when the port cannot be had again, or is open to strangers.
         """
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.socket.unbind(endpoint)
@@ -149,6 +158,7 @@ class Listener(_Link):
         for _ in range(500):
             with contextlib.suppress(zmq.ZMQError):
                 self.socket.bind(endpoint)
+                await self.prove_closed()
                 return
             # The port is let go of by another thread.
             await asyncio.sleep(0.01)
@@ -303,7 +313,7 @@ def serving(gate: keys.Authenticator, on_failure: Callable[[Exception], None]) -
         gate.close()
 
 
-async def prove_closed(context: Any, port: int, server: str, timeout_s: float = 5.0) -> None:
+async def prove_closed(context: Any, endpoint: str, server: str, timeout_s: float = 5.0) -> None:
     """Knock as a stranger: with a key nobody knows, and with none at all.
 
     Raises: InternalError when either is let in, or when no refusal comes in time.
@@ -318,7 +328,7 @@ async def prove_closed(context: Any, port: int, server: str, timeout_s: float = 
         bad = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED
         monitor: Any = socket.get_monitor_socket(good | bad | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
         try:
-            socket.connect(f"tcp://127.0.0.1:{port}")
+            socket.connect(endpoint)
             event = await _first_event(monitor, timeout_s)
         finally:
             socket.disable_monitor()
@@ -326,7 +336,7 @@ async def prove_closed(context: Any, port: int, server: str, timeout_s: float = 
             socket.close()
         if event is None or event == good:
             what = "with a strange key" if has_key else "without a key"
-            raise InternalError(f"port {port} does not refuse a client {what}", "not serving; please report this")
+            raise InternalError(f"{endpoint} does not refuse a client {what}", "not serving; please report this")
 
 
 async def _first_event(monitor: Any, timeout_s: float) -> int | None:

@@ -21,7 +21,7 @@ from pilotq.core.turn import Tell
 from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, tell, wait_for_any
 from pilotq.errors import UserError
 from pilotq.home import private_dir, state_dir_of, write_run_file
-from pilotq.link import Dialer, Listener, prove_closed, serving
+from pilotq.link import Dialer, Listener, serving
 from pilotq.proc import allow_many_files
 from pilotq.roles.files import CachingRelay
 
@@ -59,7 +59,7 @@ class Foreman:
         self.listener = Listener(self.context, pair, self.gate, self._from_below, self._on_lost)
         stack.callback(self.listener.close)
         self.port = self.listener.bind(self.settings.foreman_bind, self.port)
-        await prove_closed(self.context, self.port, pair.public)
+        await self.listener.prove_closed()
         self.name = f"{self.host}:{self.port}"
         self.files = CachingRelay(
             private_dir(self.folder / f"foreman-{self.port}", "work directory"),
@@ -105,7 +105,6 @@ class Foreman:
         pair = next((one for one in self.token.pairs() if one.public == self.serve), None)
         if pair is not None:
             await self.listener.change_keys(pair)
-            await prove_closed(self.context, self.port, pair.public)
             tell("foreman", "serving with the next key", {"public": pair.public})
         elif not self.is_told:
             self.is_told = True

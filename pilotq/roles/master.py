@@ -28,7 +28,7 @@ from pilotq.core.master import Limits, MasterCore
 from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, tell, wait_for_any
 from pilotq.errors import UserError
 from pilotq.home import home_of, state_dir_of, write_run_file
-from pilotq.link import Listener, prove_closed, serving
+from pilotq.link import Listener, serving
 from pilotq.model import FileRef, Resources
 from pilotq.mover import BlobStore
 from pilotq.proc import allow_many_files
@@ -91,7 +91,7 @@ class Master:
         # Before the first knock: a key that is refused once is not tried again by itself.
         self._set_keys(*self._read_keys())
         self.port = listener.bind(settings.master_bind, settings.master_port)
-        await prove_closed(self.context, self.port, pair.public)
+        await listener.prove_closed()
         performer.collector = Collector(
             self.state / "spool",
             performer.send_now,
@@ -176,7 +176,6 @@ class Master:
         self._set_keys(*await asyncio.to_thread(self._read_keys))
         if pair.public != self.performer.listener.public:
             await self.performer.listener.change_keys(pair)
-            await prove_closed(self.context, self.port, pair.public)
             tell("master", "serving with its next key", {"public": pair.public})
 
 

@@ -109,7 +109,7 @@ async def test_no_key_gets_nothing(server: Server) -> None:
     try:
         socket.connect(f"tcp://127.0.0.1:{server.port}")
         socket.send(next(wire.join([b"", b"let me in"])))
-        await prove_closed(server.context, server.port, server.pair.public)
+        await server.listener.prove_closed()
         assert not server.got
     finally:
         socket.close()
@@ -147,11 +147,22 @@ async def test_the_self_test_refuses_an_open_port(server: Server) -> None:
     open_socket = new_socket(server.context, zmq.ROUTER)
     try:
         open_socket.bind("tcp://127.0.0.1:*")
-        port = int(open_socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        endpoint = open_socket.getsockopt_string(zmq.LAST_ENDPOINT)
         with pytest.raises(InternalError, match="does not refuse"):
-            await prove_closed(server.context, port, server.pair.public, timeout_s=1.0)
+            await prove_closed(server.context, endpoint, server.pair.public, timeout_s=1.0)
     finally:
         open_socket.close()
+
+
+async def test_the_self_test_knocks_where_the_server_listens(server: Server) -> None:
+    server.start()
+    other = Listener(server.context, server.pair, server.gate, server._on_batch, server.lost.append)
+    try:
+        other.bind("127.0.0.2", 0)
+        other.start()
+        await other.prove_closed()
+    finally:
+        other.close()
 
 
 async def test_an_occupied_port_is_one_clear_line(server: Server) -> None:

@@ -16,7 +16,7 @@ from pilotq import access, keys, wire
 from pilotq.access import Role
 from pilotq.core import turn as t
 from pilotq.core.master import Limits, MasterCore
-from pilotq.link import Dialer, Listener, new_socket, prove_closed, serving
+from pilotq.link import Dialer, Listener, new_socket, serving
 from pilotq.model import Resources
 
 SERVERS = ("master", "foreman")
@@ -305,7 +305,7 @@ async def test_the_server_changes_its_keys_at_the_same_port(master: Door) -> Non
     before, master.pair = master.pair, keys.new_pair()
     await master.listener.change_keys(master.pair)
     await asyncio.wait_for(lost.wait(), KNOCK_S)
-    await prove_closed(master.context, master.port, master.pair.public)
+    await master.listener.prove_closed()
     assert await master.knock("CURVE", "worker"), "the new key"
     master.pair = before
     assert not await master.knock("CURVE", "worker"), "the old key"
