@@ -8,10 +8,13 @@ enter.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import gc
 import json
 import logging
 import os
+import pwd
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -144,12 +147,21 @@ class _Plans:
 
 
 def _without_key(request: Request, data: bytes) -> bytes:
-    return data.replace(write_fields([b"key", raw(request.key)]), b"", 1)
+    return b"%d " % request.uid + data.replace(write_fields([b"key", raw(request.key)]), b"", 1)
 
 
 def role_of_uid(uid: int) -> str:
     """What an account of this host is here: root and whoever runs the master may do everything, others nothing."""
     return Role.ADMIN if uid in (0, os.geteuid()) else ""
+
+
+@functools.cache
+def account_name(uid: int) -> str:
+    """Of an account, or its number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 class Api:
@@ -219,7 +231,8 @@ class Api:
 
     async def on_condor(self, http: HttpRequest) -> Answer:
         data = await http.read(REQUEST_BYTES_MAX)
-        request = read_request(data)
+        # Who he is says the socket, not he.
+        request = dataclasses.replace(read_request(data), user=account_name(http.uid), uid=http.uid)
         if request.tool in REQUESTS and not may_ask(http.role, request.tool):
             return _line(403, f"{request.tool} is not for a {http.role}")
         if request.tool in QUERIES:

@@ -57,8 +57,9 @@ class Answer(NamedTuple):
 class Request:
     """A request; its body is still on its way."""
 
-    #: Of who asks: see `access.Role`.
+    #: Of who asks, by the socket: see `access.Role`; and the account.
     role = ""
+    uid = -1
 
     def __init__(
         self, method: str, target: str, length: int, reader: asyncio.StreamReader, room: _Room | None = None
@@ -181,7 +182,7 @@ class HttpServer:
             refusal = None if role else HttpError(403, "this pool belongs to another account; ask its owner")
             if len(self._connections) > CONNECTIONS_MAX or process.connections > PROCESS_CONNECTIONS_MAX:
                 refusal = HttpError(503, "too many connections; try again")
-            while await self._one(reader, writer, task, role, process, refusal):
+            while await self._one(reader, writer, task, role, uid, process, refusal):
                 pass
         except (OSError, EOFError, TimeoutError):
             pass
@@ -204,6 +205,7 @@ class HttpServer:
         writer: asyncio.StreamWriter,
         task: asyncio.Task[None],
         role: str,
+        uid: int,
         process: _Process,
         refusal: HttpError | None,
     ) -> bool:
@@ -216,7 +218,7 @@ class HttpServer:
             request, is_last = _read_head(head, reader, writer, self._room)
             if refusal is not None:
                 raise refusal
-            request.role = role
+            request.role, request.uid = role, uid
             async with process.requests:
                 answer = await self._handler(request)
         except asyncio.LimitOverrunError:

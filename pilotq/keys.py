@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import calendar
 import json
+import logging
 import os
 import re
 import time
@@ -288,6 +289,14 @@ def read_token(path: Path, role: str) -> Token:
     if token.role != role:
         raise UserError(f"{path} is a token for a {token.role}, not for a {role}", hint)
     return token
+
+
+def warn_of_end(token: Token, role: str) -> None:
+    """Say it when a token is over by our clock: its server says nothing, it only does not answer."""
+    if token.expires_at and token.expires_at <= time.time():
+        when = time.strftime(_MOMENT, time.gmtime(token.expires_at))
+        facts = {"name": token.name, "since": when, "make a new one": "pilotq token new"}
+        logging.getLogger(f"pilotq.{role}").warning("the token has expired", extra={"facts": facts})
 
 
 # ---- letting in --------------------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ class Foreman:
         self.engine.put(f.Tick())
         master = f"{self.settings.master_host}:{self.settings.master_port}"
         tell("foreman", "serving", {"port": self.port, "master": master, "pid": os.getpid()})
+        keys.warn_of_end(self.token, "foreman")
         notify("READY=1")
 
     async def _until_the_end(self, stop: asyncio.Event) -> int:

@@ -91,6 +91,7 @@ class Worker:
         self.engine.put(w.Tick())
         where = ", ".join(str(endpoint) for endpoint in self.endpoints[:8])
         tell("worker", "serving", {"cores": self.capacity.cpus, "connects to": where, "pid": os.getpid()})
+        keys.warn_of_end(self.token, "worker")
         name = Path(self.folder.path).name.replace(self.host, "worker", 1)
         run_file = write_run_file(state_dir_of(settings), name, role="worker", version=__version__)
         notify("READY=1")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parts import Parts, wait_for
+
+from pilotq.condor.request import write_fields
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -75,3 +80,18 @@ def test_the_servers_keys_are_replaced_while_tasks_run(parts: Parts) -> None:
     parts.start("worker1", PILOTQ_WORKER_TOKEN=str(stale), WQ_NUM_WORKERS="1")
     wait_for("a word", lambda: "waiting for the master" in parts.log("worker1"), 60)
     assert len(parts.status()["workers"]) == 1, "who only knows the old keys stays outside"
+
+
+def test_who_submits_is_known_by_the_socket(parts: Parts) -> None:
+    parts.start_master()
+    text = b"executable = /bin/true\ntransfer_executable = false\nqueue\n"
+    have = write_fields([b"read", b"-", b"ok", text])
+    told = [b"tool", b"condor_submit", b"key", b"k" * 32, b"cwd", b"/", b"user", b"mallory", b"uid", b"4711"]
+    body = write_fields([*told, b"have", have])
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(20)
+        peer.connect(str(parts.path / "api.sock"))
+        peer.sendall(b"POST /condor HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert b"submitted to cluster 1" in peer.makefile("rb").read()
+    owner = parts.condor("condor_q", "1", "-af", "Owner")
+    assert owner.stdout.strip() == pwd.getpwuid(os.getuid()).pw_name
