@@ -30,11 +30,15 @@ def main(options: argparse.Namespace) -> int:
         return _first(settings, options)
     if options.role not in (None, *Role):
         raise UserError(f"{options.role} is no role", "one of " + ", ".join(Role))
-    make_directories(settings)
     home = Path(settings.home)
-    from pilotq import keys
+    if verb == "new":
+        from pilotq import keys
 
-    keys.make_keys(home)
+        make_directories(settings)
+        keys.make_keys(home)
+    elif not (home / "keys").is_dir():
+        hint = "run this on the head, with the master's PILOTQ_HOME"
+        raise UserError(f"there are no keys in {home}", hint, exit_code=_NOT_FOUND)
     todo = {"new": _new, "list": _list, "show": _show, "revoke": _revoke, "rotate-server": _rotate}[verb]
     return todo(home, options)
 

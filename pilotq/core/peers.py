@@ -230,6 +230,9 @@ class Peers:
         other = self.routes.get(route)
         if other is not None:
             other.route = None
+            if other.is_empty:
+                # A session that says hello under one name after the other must not leave them all here.
+                self.workers.pop(other.name, None)
         worker.route = route
         self.routes[route] = worker
         self.asked_at.pop(route, None)

@@ -14,7 +14,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 import pilotq
+from pilotq.errors import InternalError
 from pilotq.scribe.messages import Done, Retry, ToScribe, Wake, pack, split, unpack_from_scribe
 
 log = logging.getLogger(__name__)
@@ -125,8 +128,13 @@ class Scribe:
         delay_s = RESTART_S
         while True:
             assert self._process is not None
-            if await self._listen(self._process):
-                delay_s = RESTART_S
+            try:
+                if await self._listen(self._process):
+                    delay_s = RESTART_S
+            except (InternalError, msgspec.MsgspecError, ValueError) as error:
+                log.error("the scribe is not understood", extra={"facts": {"reason": str(error)}})
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
             code = await self._process.wait()
             self._process = None
             if self._is_closing:

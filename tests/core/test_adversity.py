@@ -242,6 +242,18 @@ def test_files_are_asked_for_by_digest_only(tmp_path: Path) -> None:
     assert [answer.size for answer in answers] == [-1]
 
 
+def test_requests_for_files_do_not_pile_up_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilotq.roles.files.WAITING_MAX", 5)
+    answers: list[Any] = []
+    relay = CachingRelay(tmp_path, lambda message: None, lambda session, message: answers.append(message))
+    for number in range(7):
+        relay.on_get(b"s", wire.Get(f"{number:064x}", 0))
+    assert [answer.size for answer in answers] == [wire.NOT_NOW] * 2
+    relay.on_chunk(wire.Chunk(f"{0:064x}", 0, wire.NOT_KEPT, b""))
+    relay.on_get(b"s", wire.Get(f"{8:064x}", 0))
+    assert [answer.size for answer in answers] == [wire.NOT_NOW] * 2 + [wire.NOT_KEPT]
+
+
 def test_offsets_beyond_any_file(tmp_path: Path) -> None:
     store = BlobStore(tmp_path / "blobs")
     (tmp_path / "x").write_text("hi")

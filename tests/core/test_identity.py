@@ -160,3 +160,9 @@ def test_only_durations_reach_a_foreman(head: Head) -> None:
     (welcome,) = head.say("relay", wire.ForemanHello(wire.PROTOCOL, "f:1", 1, "v"), role="foreman")
     assert isinstance(welcome, wire.ForemanWelcome)
     assert [(key.name, key.left_s) for key in welcome.keys] == [("site", 50.0), ("cern", -1.0)]
+
+
+def test_a_session_that_changes_its_name_leaves_nothing_behind(head: Head) -> None:
+    for number in range(50):
+        head.say("cern", hello(f"w{number}"))
+    assert set(head.master.peers.workers) == {"node", "w49@cern"}
