@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilotq import wire
+from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Route
 from pilotq.model import Resources
 
@@ -38,6 +39,7 @@ class Held(NamedTuple):
 class Worker:
     """A worker that has said hello to this master or, after a restart, one that the store names."""
 
+    #: See `access.worker_name`.
     name: str
     host: str = ""
     pid: int = 0
@@ -76,6 +78,9 @@ class Worker:
         if held is None:
             held = self.held[cluster] = Held(needs, {})
         held.numbers.update(zip(procs, attempts, strict=True))
+        if self.returned:
+            for proc in procs:
+                self.returned.pop((cluster, proc), None)
         self._use(needs, len(procs))
         self.checksum ^= wire.checksum_of_all(cluster, procs, attempts)
 
@@ -138,6 +143,10 @@ class Worker:
         held = self.held.get(task[0])
         return held.numbers.get(task[1], 0) if held is not None else 0
 
+    def may_speak_for(self, cluster: Cluster, proc: int) -> bool:
+        """False when the present attempt of a task was given to another worker."""
+        return cluster.facts_of(proc).worker in ("", self.name)
+
     @property
     def tasks(self) -> list[Task]:
         """All that is lost when it is."""
@@ -187,6 +196,8 @@ class Foreman:
 
     name: str
     peer: bytes
+    #: Name of its token.
+    key: str = ""
     pid: int = 0
     version: str = ""
     heard_at: float = 0.0
@@ -219,6 +230,9 @@ class Peers:
         other = self.routes.get(route)
         if other is not None:
             other.route = None
+            if other.is_empty:
+                # A session that says hello under one name after the other must not leave them all here.
+                self.workers.pop(other.name, None)
         worker.route = route
         self.routes[route] = worker
         self.asked_at.pop(route, None)

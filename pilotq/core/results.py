@@ -115,6 +115,8 @@ class Results:
         state, current = cluster.state(token.proc), cluster.attempts[token.proc]
         if state in ENDED or state in (State.STAGING_OUT, State.HELD) or token.attempt > current:
             return True
+        if token.attempt == current and not worker.may_speak_for(cluster, token.proc):
+            return True
         if token in self.collecting:
             self._collect(worker, token, end)
             return False
@@ -130,7 +132,9 @@ class Results:
     def _collect(self, worker: Worker, token: wire.Token, end: Ended) -> None:
         """Pull the larger outputs; told again, go on with the pulling by the present route."""
         assert worker.route is not None
-        worker.returned[token.cluster, token.proc] = token.attempt
+        if not worker.number((token.cluster, token.proc)):
+            # Else it holds a newer attempt of the same task by now.
+            worker.returned[token.cluster, token.proc] = token.attempt
         self.collecting[token] = (worker, end)
         self._master.actions.append(t.Collect(worker.route, token, end.outputs))
 

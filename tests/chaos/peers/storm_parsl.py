@@ -20,7 +20,8 @@ def main() -> None:
     workers, slots = int(sys.argv[1]), int(sys.argv[2])
     executor = HighThroughputExecutor(
         label="pool", address="127.0.0.1", loopback_address="127.0.0.1", max_workers_per_node=slots,
-        cores_per_worker=0.01, block_error_handler=False, provider=LocalProvider(init_blocks=workers, min_blocks=workers, max_blocks=workers),
+        cores_per_worker=0.01, block_error_handler=False,
+        provider=LocalProvider(init_blocks=workers, min_blocks=workers, max_blocks=workers),
     )  # fmt: skip
     # Its manual advises retries where workers come and go, and that lost blocks be no reason to give up.
     with parsl.load(Config(executors=[executor], run_dir="runs", retries=5, usage_tracking=0)):
