@@ -72,6 +72,12 @@ class Worker:
     asked_at: float = 0.0
     drain_wanted: bool = False
 
+    @property
+    def node(self) -> str:
+        """Its host, as workers of its key know it: who makes up hosts must not speak for those of another key."""
+        _, at, key = self.name.rpartition("@")
+        return f"{self.host}@{key}" if at else self.host
+
     def hold(self, cluster: int, procs: list[int], attempts: list[int], needs: Resources) -> None:
         """It was given attempts of a cluster."""
         held = self.held.get(cluster)

@@ -96,9 +96,9 @@ class Results:
         health = self._master.health
         bad = [(proc, end) for proc, (_, end) in plain.items() if end.outcome]
         if len(bad) < len(plain):
-            health.on_good(worker.host, cluster, len(plain) - len(bad), now)
+            health.on_good(worker.node, cluster, len(plain) - len(bad), now)
         for proc, end in bad:
-            health.on_end(worker.host, cluster, proc, end, now)
+            health.on_end(worker.node, cluster, proc, end, now)
 
     def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
         """Take one result; True when the worker may forget it."""
@@ -122,7 +122,7 @@ class Results:
             return False
         if (token.attempt < current or state == State.IDLE) and end.outcome not in ENDING:
             return True
-        self._master.health.on_end(worker.host, cluster, token.proc, end, now)
+        self._master.health.on_end(worker.node, cluster, token.proc, end, now)
         if end.outcome in ENDING and any(output.data is None for output in end.outputs):
             self._collect(worker, token, end)
             return False
@@ -231,7 +231,7 @@ class Results:
             self._lost(cluster, task[1], end, now, lost=task in running, charged=suspects == [task])
         if suspects:
             number, proc = suspects[0]
-            self._master.health.on_bad(worker.host, self._master.queue.clusters[number], proc, reason, now)
+            self._master.health.on_bad(worker.node, self._master.queue.clusters[number], proc, reason, now)
 
     def _running(self, tasks: list[tuple[int, int]], worker: Worker) -> dict[tuple[int, int], int]:
         """Those of a worker's tasks that run there, with how often each was lost before."""

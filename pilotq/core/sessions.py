@@ -86,7 +86,10 @@ class Sessions:
             self._send(route, wire.Reject(text, 60.0))
             return
         limits = self._master.limits
-        if not all(map(_is_name, (message.worker, message.host, message.version))) or "@" in message.worker:
+        if (
+            not all(map(_is_name, (message.worker, message.host, message.version)))
+            or "@" in message.worker + message.host
+        ):
             self._send(route, wire.Reject("not a name for a worker", 60.0))
             return
         name = worker_name(message.worker, key)
@@ -339,7 +342,7 @@ class Sessions:
             if worker.route is not None:
                 self._send(worker.route, wire.DrainPlease())
         elif worker is not None and event.verb == "resume":
-            self._master.health.resume(worker.host, now)
+            self._master.health.resume(worker.node, now)
         elif worker is not None:
             self._bury(worker, "an operator said that it is gone", now)
         self._master.actions.append(t.Answer(event.reply, worker is not None))

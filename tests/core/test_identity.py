@@ -9,8 +9,9 @@ import pytest
 from pilotq import wire
 from pilotq.core import foreman as f
 from pilotq.core import turn as t
+from pilotq.core.health import NODES_MAX
 from pilotq.core.turn import Now, Route
-from pilotq.model import Ended, Outcome, Resources, State
+from pilotq.model import Ended, Outcome, Resources, State, Usage
 from tests.core.world import Node, World
 
 OFFER = wire.Offer(Resources(4, 1 << 30, 1 << 30))
@@ -65,7 +66,7 @@ def test_two_keys_with_one_name_are_two_workers(head: Head) -> None:
 @pytest.mark.parametrize("name", ["node@site", "@", "", "a\nb", "\x1b[31m", "x" * 201, "a\u202eb"])
 def test_what_is_no_name_is_refused(head: Head, name: str) -> None:
     assert [type(one) for one in head.say("cern", hello(name))] == [wire.Reject]
-    assert [type(one) for one in head.say("cern", hello("w", host=name))] == [wire.Reject] or name in ("node@site", "@")
+    assert [type(one) for one in head.say("cern", hello("w", host=name))] == [wire.Reject]
 
 
 def test_a_result_of_another_key_is_not_believed(head: Head) -> None:
@@ -79,6 +80,23 @@ def test_a_result_of_another_key_is_not_believed(head: Head) -> None:
         head.say("cern", message)
     assert head.state(cluster) in (State.ASSIGNED, State.RUNNING)
     assert head.master.peers.workers["node"].tasks == [(cluster, 0)]
+
+
+def test_who_makes_up_a_host_spoils_none_of_another_key(head: Head) -> None:
+    """What fails on a node suspends it: nobody else's."""
+    head.say("cern", hello("liar", host="node"))
+    head.submit(50)
+    liar = head.master.peers.workers["liar@cern"]
+    assert liar.tasks
+    for _ in range(5):
+        tokens = [wire.Token(cluster, proc, liar.number((cluster, proc))) for cluster, proc in liar.tasks]
+        head.say("cern", wire.Result(tokens, [Ended(Outcome.EXIT, 127, usage=Usage(wall_s=0.01)) for _ in tokens]))
+    health = head.master.health
+    assert health.is_suspended("node@cern") and not health.is_suspended("node")
+    assert health.room(head.master.peers.workers["node"], head.now.boot) is None
+    for number in range(NODES_MAX + 10):
+        health.on_bad(f"n{number}@cern", head.master.queue.clusters[1], 0, "lost", head.now)
+    assert len(health.nodes) == NODES_MAX
 
 
 def test_nobody_can_bury_the_worker_of_another_key(head: Head) -> None:

@@ -269,6 +269,20 @@ async def test_large_payloads_are_passed_on_as_they_came(server: Server) -> None
     assert back == sent
 
 
+async def test_a_message_of_too_many_frames_is_passed_over_to_its_end(server: Server) -> None:
+    """Nothing in it is taken for a message of its own, however long it is."""
+    server.start()
+    dialer = server.dial(server.token, lambda parts: None, lambda: None)
+    ((batch,),) = wire.join([b"", b"I am a frame in the middle"])
+    for count in (wire.FRAMES_MAX, wire.FRAMES_MAX + 1, 3 * wire.FRAMES_MAX, 10_000):
+        dialer.socket.send_multipart([batch] * count)
+    most = [b"", LARGE] * (wire.FRAMES_MAX - 1)
+    dialer.send(*most)
+    dialer.flush()
+    await asyncio.wait_for(server.came.wait(), 5)
+    assert [parts for _, _, parts in server.got] == [most], "in one message, which is the largest there is"
+
+
 @pytest.mark.parametrize(
     "message",
     [

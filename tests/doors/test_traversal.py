@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,7 +27,8 @@ from pilotq import beneath
 from pilotq.core.records import Note
 from pilotq.model import Description, FileRef, OutputFile
 from pilotq.sandbox import collect, read_output, stage
-from pilotq.sandbox.files import exhaust
+from pilotq.sandbox.files import exhaust, put
+from pilotq.sandbox.spares import Filling, Spares, whole
 from pilotq.scribe.lanes import Item
 from pilotq.scribe.outputs import Deliveries
 from pilotq.scribe.reading import Places
@@ -157,6 +159,47 @@ def test_outputs_that_are_asked_for(base: Path, account: Callable[[Callable[[], 
             with suppress(OSError, ValueError):
                 assert SECRET not in read_output(str(ground.home), name, 0, 100), name
         assert read_output(str(ground.home), "self/good", 0, 100) == b"good", "a link that stays inside may be followed"
+        assert ground.seen() == ground.before
+
+    account(attack)
+
+
+TRAPS = [
+    "ln -s ../outside/secret input",
+    "mkfifo input",
+    "mkdir input",
+    "ln -s ../outside/secret .job.ad",
+    "mkfifo .job.ad",
+]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("trap", TRAPS)
+@both
+def test_a_spare_in_which_another_task_set_a_trap(
+    base: Path, trap: str, account: Callable[[Callable[[], None]], None]
+) -> None:
+    """It is written over by name: what is there may be another thing than it was when the spare was kept."""
+
+    def attack() -> None:
+        ground = Ground(base)
+        before, after = b"the file of the task before", b"shorter"
+        refs = [FileRef("input", hashlib.sha256(data).hexdigest(), len(data), 0o644) for data in (before, after)]
+        sandbox, following = ground.home / "1.0.1", str(ground.home / "1.1.1")
+        sandbox.mkdir()
+        prints = exhaust(stage(str(sandbox), "", [refs[0]], [], {refs[0].digest: before}))
+        prints[".job.ad"] = put(f"{sandbox}/.job.ad", b"before")
+        spares, fillings = Spares(), [Filling([ref], [], "", []) for ref in refs]
+        assert spares.give(str(sandbox), fillings[0], whole(str(sandbox), prints), {
+            entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(sandbox)
+        })  # fmt: skip
+        ground.outside.joinpath("input").write_bytes(SECRET)
+        ground.outside.joinpath(".job.ad").write_bytes(SECRET)
+        ground.before = ground.seen()
+        (sandbox / trap.split()[-1]).unlink()
+        subprocess.run(trap.replace("../outside", "../../outside"), shell=True, cwd=sandbox, check=True)
+        with pytest.raises(OSError, match="Errno"):
+            spares.take(fillings[1], following, b"after", {refs[1].digest: after})
         assert ground.seen() == ground.before
 
     account(attack)
