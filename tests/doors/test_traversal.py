@@ -196,7 +196,7 @@ def test_a_spare_in_which_another_task_set_a_trap(
         ground.outside.joinpath("input").write_bytes(SECRET)
         ground.outside.joinpath(".job.ad").write_bytes(SECRET)
         ground.before = ground.seen()
-        (sandbox / trap.split()[-1]).unlink()
+        (sandbox / trap.rpartition(" ")[2]).unlink()
         subprocess.run(trap.replace("../outside", "../../outside"), shell=True, cwd=sandbox, check=True)
         with pytest.raises(OSError, match="Errno"):
             spares.take(fillings[1], following, b"after", {refs[1].digest: after})
