@@ -20,7 +20,7 @@ from msgspec import Meta
 from pilotq.errors import PeerError
 from pilotq.model import REASON_CHARS_MAX, Ended, Resources
 
-PROTOCOL = 1
+PROTOCOL = 2
 #: Bounds on one payload and on one batch; checked before anything is unpacked.
 PAYLOAD_BYTES_MAX = 4 << 20
 BATCH_PARTS_MAX = 20_000
