@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Writes the parts of the manual that are made from the code: the settings and the states of a task.
+"""Writes the parts of the manual that are made from the code: settings, states of a task, roles.
 
-Run it after a change to `pilotq.config.TABLE` or `pilotq.model.TRANSITIONS`; tests/test_house.py says when.
+Run it after a change to `pilotq.config.TABLE`, `pilotq.model.TRANSITIONS` or `pilotq.access`; tests/test_house.py says
+when.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from pilotq import config, units  # noqa: E402
+from pilotq import access, config, units  # noqa: E402
 from pilotq.model import CONDOR_STATUS, ENDED, TRANSITIONS, State  # noqa: E402
 
 BEGIN = "<!-- made by docs/make.py: {} -->"
@@ -84,6 +86,21 @@ def _name(state: State) -> str:
     return state.name.lower()
 
 
+def roles() -> str:
+    """The tables of roles: messages on a link, requests at the socket."""
+    links = {kind.__name__: allowed for kind, allowed in access.MESSAGES.items()}
+    return "\n\n".join([_roles("message up a link", links), _roles("request at the socket", access.REQUESTS)])
+
+
+def _roles(title: str, table: Mapping[str, Set[str]]) -> str:
+    columns = [role for role in access.Role if any(role in allowed for allowed in table.values())]
+    lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, allowed in table.items():
+        cells = " | ".join("yes" if role in allowed else "-" for role in columns)
+        lines.append(f"| `{name}` | {cells} |")
+    return "\n".join(lines)
+
+
 def with_part(page: str, name: str, text: str) -> str:
     """The page with the text of one marked part replaced."""
     before, begin, rest = page.partition(BEGIN.format(name))
@@ -95,8 +112,12 @@ def with_part(page: str, name: str, text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page that has made parts, as it should be."""
-    how = DOCS / "how-it-works.md"
-    return {DOCS / "settings.md": settings(), how: with_part(how.read_text("utf-8"), "states", states())}
+    how, security = DOCS / "how-it-works.md", DOCS / "security.md"
+    return {
+        DOCS / "settings.md": settings(),
+        how: with_part(how.read_text("utf-8"), "states", states()),
+        security: with_part(security.read_text("utf-8"), "roles", roles()),
+    }
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ enter.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import json
 import logging
 import os
+import pwd
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +22,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from pilotq.access import REQUESTS, Role, may_ask
 from pilotq.condor import actions
 from pilotq.condor.request import Reply, Request, raw, read_fields, read_request, write_fields, write_reply
 from pilotq.condor.submit import Plan, Site, plan_submit, submitted
@@ -161,16 +165,30 @@ class _Plans:
 
 
 def _without_key(request: Request, data: bytes) -> bytes:
-    return data.replace(write_fields([b"key", raw(request.key)]), b"", 1)
+    return b"%d " % request.uid + data.replace(write_fields([b"key", raw(request.key)]), b"", 1)
+
+
+def role_of_uid(uid: int) -> str:
+    """What an account of this host is here: root and whoever runs the master may do everything, others nothing."""
+    return Role.ADMIN if uid in (0, os.geteuid()) else ""
+
+
+@functools.cache
+def account_name(uid: int) -> str:
+    """Of an account, or its number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 class Api:
-    """The handlers."""
+    """The handlers; `access.REQUESTS` says who may ask for what."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: Office, role_of: Callable[[int], str] = role_of_uid) -> None:
         self.office = office
         self._plans = _Plans()
-        self._server = HttpServer(self.answer, lambda uid: uid in (0, os.geteuid()))
+        self._server = HttpServer(self.answer, role_of)
         self._handlers: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[Answer]]] = {
             ("POST", "/condor"): self.on_condor,
             ("PUT", "/blob"): self.on_blob,
@@ -209,9 +227,11 @@ class Api:
         if handler is None:
             known = any(path == http.path for _, path in self._handlers)
             return _line(405, "not a method for this") if known else _line(404, "there is no such thing here")
+        if http.path != "/condor" and not may_ask(http.role, f"{http.method} {http.path}"):
+            return _line(403, f"{http.method} {http.path} is not for a {http.role}")
         try:
             return await handler(http)
-        except (HttpError, asyncio.IncompleteReadError, ConnectionResetError):
+        except (HttpError, asyncio.IncompleteReadError, ConnectionResetError, TimeoutError):
             raise
         except UnavailableError as error:
             return _line(503, error.line())
@@ -229,7 +249,10 @@ class Api:
 
     async def on_condor(self, http: HttpRequest) -> Answer:
         data = await http.read(REQUEST_BYTES_MAX)
-        request = read_request(data)
+        # Who he is says the socket, not he.
+        request = dataclasses.replace(read_request(data), user=account_name(http.uid), uid=http.uid)
+        if request.tool in REQUESTS and not may_ask(http.role, request.tool):
+            return _line(403, f"{request.tool} is not for a {http.role}")
         if request.tool in QUERIES:
             return await self._relay(request.tool, data)
         if request.tool == "condor_submit":

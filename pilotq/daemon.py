@@ -23,7 +23,7 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -32,6 +32,8 @@ from typing import Any
 
 from pilotq.core.turn import Core, Now, Turn
 from pilotq.errors import InternalError, PilotqError
+from pilotq.proc import hide_memory
+from pilotq.units import printable
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ EVENTS_PER_TURN = 500
 LATER_S = 0.01
 #: The watchdog is fed at least this often, from a turn.
 IDLE_TURN_S = 5.0
+#: Of a line of the log.
+LINE_CHARS_MAX = 8192
 #: How often the lag of the loop is measured.
 PROBE_S = 0.1
 
@@ -245,7 +249,7 @@ class Engine:
         self._arm(now.boot)
 
     def fail(self, error: Exception) -> None:
-        """Nothing goes on from here."""
+        """End with this error; only the first counts."""
         if not self.failed.done():
             self.failed.set_exception(error)
 
@@ -294,15 +298,39 @@ class Engine:
 
 
 class LogFormatter(logging.Formatter):
-    """Time, level, sentence, facts: one line."""
+    """Time, level, sentence, facts: one line, whatever is in them; what follows an exception is set in."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         facts = getattr(record, "facts", None) or {}
+        trace = ""
         text = record.getMessage() + "".join(f" {name}={_plain(value)}" for name, value in facts.items())
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return f"{moment} {record.levelname.lower():7} {record.name.removeprefix('pilotq.')}: {text}"
+            lines = self.formatException(record.exc_info).split("\n")
+            trace = "".join(f"\n  | {printable(line)[:LINE_CHARS_MAX]}" for line in lines)
+        line = f"{moment} {record.levelname.lower():7} {record.name.removeprefix('pilotq.')}: {printable(text)}"
+        return line[:LINE_CHARS_MAX] + trace
+
+
+class Sparing(logging.Filter):
+    """Lets a sentence pass only so often: a peer must not be able to fill the disk with what it does wrong."""
+
+    def __init__(self, most: int = 50, window_s: float = 10.0) -> None:
+        super().__init__()
+        self._most, self._window_s = most, window_s
+        self._began_at = 0.0
+        self._counts: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now - self._began_at >= self._window_s:
+            self._began_at = now
+            left_out = {text: count - self._most for text, count in self._counts.items() if count > self._most}
+            self._counts.clear()
+            for text, count in left_out.items():
+                log.warning("left out", extra={"facts": {"count": count, "of": text}})
+        self._counts[str(record.msg)] += 1
+        return record.levelno >= logging.ERROR or self._counts[str(record.msg)] <= self._most
 
 
 def _plain(value: Any) -> str:
@@ -315,6 +343,7 @@ def _plain(value: Any) -> str:
 def set_up_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter())
+    handler.addFilter(Sparing())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -356,6 +385,7 @@ def run(main: Callable[[asyncio.Event], Any], level: str) -> int:
     import uvloop
 
     set_up_logging(level)
+    hide_memory()
 
     async def body() -> int:
         stop = asyncio.Event()
@@ -368,7 +398,7 @@ def run(main: Callable[[asyncio.Event], Any], level: str) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(body())
     except PilotqError as error:
-        sys.stderr.write(f"pilotq: {error.line()}\n")
+        sys.stderr.write(f"pilotq: {printable(error.line())}\n")
         if isinstance(error, InternalError):
             log.error("this is a bug of pilotq", exc_info=error)
         return error.exit_code

@@ -3,6 +3,9 @@
 A connection is one coroutine that takes one request after the other, so that a request costs little more than its two
 system calls. Bodies of requests have a length; answers have one too, or come in pieces.
 
+One client cannot take what all need: there are bounds on the connections of a process, on its requests under way, on
+bytes of bodies in memory, and on how long somebody who sends or reads nothing is waited for.
+
 Source: RFC 9112.
 """
 
@@ -22,6 +25,12 @@ log = logging.getLogger(__name__)
 
 HEAD_BYTES_MAX = 64 << 10
 PIECE_BYTES = 1 << 18
+#: Connections in all, those of one process, and how many of these are served at a time.
+CONNECTIONS_MAX, PROCESS_CONNECTIONS_MAX, PROCESS_REQUESTS_MAX = 2048, 256, 32
+#: Bytes of bodies in memory; more wait. What is smaller does not count.
+BODY_BYTES_SUM, BODY_BYTES_SMALL = 256 << 20, 256 << 10
+#: How long a connection may lie idle, and how long we wait for the next piece of what is under way.
+IDLE_S, PATIENCE_S = 300.0, 60.0
 #: How long somebody may go on sending what was refused already.
 SKIP_S = 10.0
 _NUMBER_DIGITS_MAX = 18
@@ -48,7 +57,13 @@ class Answer(NamedTuple):
 class Request:
     """A request; its body is still on its way."""
 
-    def __init__(self, method: str, target: str, length: int, reader: asyncio.StreamReader) -> None:
+    #: Of who asks, by the socket: see `access.Role`; and the account.
+    role = ""
+    uid = -1
+
+    def __init__(
+        self, method: str, target: str, length: int, reader: asyncio.StreamReader, room: _Room | None = None
+    ) -> None:
         self.method = method
         path, _, query = target.partition("?")
         self.path = unquote(path)
@@ -56,6 +71,8 @@ class Request:
         #: Bytes of the body that were not read yet.
         self.left = length
         self._reader = reader
+        self._room = room
+        self._taken = 0
 
     async def read(self, bytes_max: int) -> bytes:
         """The whole body.
@@ -64,9 +81,21 @@ class Request:
         """
         if self.left > bytes_max:
             raise HttpError(413, f"a request of {self.left} bytes, the limit is {bytes_max}")
-        data = await self._reader.readexactly(self.left)
+        if self.left > BODY_BYTES_SMALL:
+            if self._room is not None:
+                await self._room.take(self.left)
+                self._taken = self.left
+            return b"".join([piece async for piece in self.pieces()])
+        async with asyncio.timeout(PATIENCE_S):
+            data = await self._reader.readexactly(self.left)
         self.left = 0
         return data
+
+    async def forget(self) -> None:
+        """Nothing of the body is needed any more."""
+        if self._room is not None and self._taken:
+            taken, self._taken = self._taken, 0
+            await self._room.give(taken)
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes.
@@ -74,21 +103,52 @@ class Request:
         Raises: asyncio.IncompleteReadError when it breaks off.
         """
         while self.left:
-            data = await self._reader.read(min(self.left, PIECE_BYTES))
+            async with asyncio.timeout(PATIENCE_S):
+                data = await self._reader.read(min(self.left, PIECE_BYTES))
             if not data:
                 raise asyncio.IncompleteReadError(b"", self.left)
             self.left -= len(data)
             yield data
 
 
+class _Room:
+    """Bytes that all bodies share."""
+
+    def __init__(self, size: int) -> None:
+        self.free = self._size = size
+        self._changed = asyncio.Condition()
+
+    async def take(self, size: int) -> None:
+        """Waits until there is room; something too large for all of it gets all of it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.free >= min(size, self._size))
+            self.free -= size
+
+    async def give(self, size: int) -> None:
+        async with self._changed:
+            self.free += size
+            self._changed.notify_all()
+
+
+class _Process:
+    """A process that has connections to us."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests = asyncio.Semaphore(PROCESS_REQUESTS_MAX)
+
+
 Handler = Callable[[Request], Awaitable[Answer]]
 
 
 class HttpServer:
-    """Serves one socket; `may_enter(uid)` says who is answered at all."""
+    """Serves one socket; `role_of(uid)` says what an account is here; "": it is not answered."""
 
-    def __init__(self, handler: Handler, may_enter: Callable[[int], bool]) -> None:
-        self._handler, self._may_enter = handler, may_enter
+    def __init__(self, handler: Handler, role_of: Callable[[int], str]) -> None:
+        self._handler, self._role_of = handler, role_of
+        self._room = _Room(BODY_BYTES_SUM)
+        #: By pid.
+        self._processes: dict[int, _Process] = {}
         self._server: asyncio.Server | None = None
         self._is_closing = False
         self._connections: set[asyncio.Task[None]] = set()
@@ -113,12 +173,18 @@ class HttpServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        pid, uid = _peer_of(writer)
+        process = self._processes.setdefault(pid, _Process())
+        process.connections += 1
         self._connections.add(task)
         try:
-            is_welcome = self._may_enter(_uid_of(writer))
-            while await self._one(reader, writer, task, is_welcome):
+            role = self._role_of(uid)
+            refusal = None if role else HttpError(403, "this pool belongs to another account; ask its owner")
+            if len(self._connections) > CONNECTIONS_MAX or process.connections > PROCESS_CONNECTIONS_MAX:
+                refusal = HttpError(503, "too many connections; try again")
+            while await self._one(reader, writer, task, role, uid, process, refusal):
                 pass
-        except (OSError, EOFError):
+        except (OSError, EOFError, TimeoutError):
             pass
         except asyncio.CancelledError:
             # Only `close` does that, and waits for our end.
@@ -126,27 +192,42 @@ class HttpServer:
         except Exception as error:
             log.warning("an answer broke off", extra={"facts": {"reason": str(error)}})
         finally:
+            process.connections -= 1
+            if not process.connections:
+                self._processes.pop(pid, None)
             self._connections.discard(task)
             self._busy.discard(task)
             writer.close()
 
     async def _one(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[None], is_welcome: bool
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        task: asyncio.Task[None],
+        role: str,
+        uid: int,
+        process: _Process,
+        refusal: HttpError | None,
     ) -> bool:
         """One request; may there be another on this connection?"""
         request, is_last = Request("", "", _UNKNOWN, reader), True
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
+            async with asyncio.timeout(SKIP_S if refusal else IDLE_S):
+                head = await reader.readuntil(b"\r\n\r\n")
             self._busy.add(task)
-            request, is_last = _read_head(head, reader, writer)
-            if not is_welcome:
-                raise HttpError(403, "this pool belongs to another account; ask its owner")
-            answer = await self._handler(request)
+            request, is_last = _read_head(head, reader, writer, self._room)
+            if refusal is not None:
+                raise refusal
+            request.role, request.uid = role, uid
+            async with process.requests:
+                answer = await self._handler(request)
         except asyncio.LimitOverrunError:
             answer = Answer(b"the head of the request is too long\n", 431, "text/plain")
         except HttpError as error:
             is_last = True
             answer = Answer(f"{error}\n".encode(), error.status, "text/plain")
+        finally:
+            await request.forget()
         is_last = is_last or request.left > 0 or self._is_closing
         await _send(writer, answer, is_last)
         if request.left:
@@ -156,7 +237,9 @@ class HttpServer:
         return not is_last
 
 
-def _read_head(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[Request, bool]:
+def _read_head(
+    head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, room: _Room
+) -> tuple[Request, bool]:
     """The request, and whether it is the last one of its connection.
 
     Raises: HttpError.
@@ -177,13 +260,14 @@ def _read_head(head: bytes, reader: asyncio.StreamReader, writer: asyncio.Stream
     if "expect" in fields:
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     is_last = words[2] == "HTTP/1.0" or fields.get("connection", "").lower() == "close"
-    return Request(words[0], words[1], int(length), reader), is_last
+    return Request(words[0], words[1], int(length), reader, room), is_last
 
 
-def _uid_of(writer: asyncio.StreamWriter) -> int:
+def _peer_of(writer: asyncio.StreamWriter) -> tuple[int, int]:
+    """Pid and uid of who connected."""
     peer = writer.get_extra_info("socket")
-    uid: int = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-    return uid
+    pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
 
 
 def _head_of(answer: Answer, size: str, is_last: bool) -> bytes:
@@ -200,10 +284,17 @@ async def _send(writer: asyncio.StreamWriter, answer: Answer, is_last: bool) -> 
         async for piece in answer.body:
             if piece:
                 writer.write(piece if is_last else b"%x\r\n%b\r\n" % (len(piece), piece))
-                await writer.drain()
+                await _drain(writer)
         if not is_last:
             writer.write(b"0\r\n\r\n")
-    await writer.drain()
+    await _drain(writer)
+
+
+async def _drain(writer: asyncio.StreamWriter) -> None:
+    """Raises: TimeoutError when the other side does not read."""
+    if writer.transport.get_write_buffer_size() or writer.is_closing():
+        async with asyncio.timeout(PATIENCE_S):
+            await writer.drain()
 
 
 async def _skip(request: Request) -> None:

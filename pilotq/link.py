@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket as sockets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +58,8 @@ class _Link:
         self.socket = new_socket(context, kind)
         self.closed: bool = False
         self._reading = False
+        #: In the middle of a message of which nothing is wanted.
+        self._skipping = False
 
     def start(self) -> None:
         self.loop.add_reader(self.socket.getsockopt(zmq.FD), self._readable)
@@ -69,7 +73,7 @@ class _Link:
             if not self._has_more():
                 return
             try:
-                self._read()
+                self._skip() if self._skipping else self._read()
             except Exception:
                 # The descriptor will not tell of what is left: come back for it.
                 self._look_again()
@@ -90,13 +94,22 @@ class _Link:
         """
         frames, size = [frame.buffer], 0
         while frame.more:
+            if size > wire.PAYLOAD_BYTES_MAX or len(frames) == wire.FRAMES_MAX:
+                self._skipping = True
+                break
             frame = self.socket.recv(_NOBLOCK, copy=False)
             size += len(frame.buffer)
-            if size <= wire.PAYLOAD_BYTES_MAX:
-                frames.append(frame.buffer)
-        if size > wire.PAYLOAD_BYTES_MAX:
+            frames.append(frame.buffer)
+        if self._skipping or size > wire.PAYLOAD_BYTES_MAX:
             raise PeerError("a message that is too large")
         return frames
+
+    def _skip(self) -> None:
+        """Take in some more of a message that is too large."""
+        for _ in range(wire.FRAMES_MAX):
+            if not self.socket.recv(_NOBLOCK, copy=False).more:
+                self._skipping = False
+                return
 
     def _look_again(self) -> None:
         if not self._reading and self._has_more():
@@ -121,20 +134,24 @@ class _Link:
 class Listener(_Link):
     """A CURVE server: the master's or a foreman's side.
 
-    `on_batch(peer, user, parts)` gets what came: user is "role:name" of the connection's key, parts are session and
-    payload in turn. `on_lost(peer)` tells that a peer cannot be sent to any more.
+    `on_batch(peer, key, parts)` gets what came: role and name of the connection's key, then session and payload in
+    turn. `on_lost(peer)` tells that a peer cannot be sent to any more. What comes with a key that is not allowed any
+    more ends its connection and is not heard.
     """
 
     def __init__(
         self,
         context: Any,
         pair: keys.KeyPair,
-        on_batch: Callable[[bytes, str, wire.Parts], None],
+        gate: keys.Authenticator,
+        on_batch: Callable[[bytes, keys.Key, wire.Parts], None],
         on_lost: Callable[[bytes], None],
     ) -> None:
         super().__init__(context, zmq.ROUTER)
-        self._on_batch, self._on_lost = on_batch, on_lost
+        self._context, self._gate, self._on_batch, self._on_lost = context, gate, on_batch, on_lost
         self._out: dict[bytes, wire.Parts] = {}
+        #: Of the keys it serves with.
+        self.public = pair.public
         socket = self.socket
         socket.curve_server = 1
         socket.curve_publickey, socket.curve_secretkey = pair.public.encode(), pair.secret.encode()
@@ -160,8 +177,35 @@ class Listener(_Link):
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return int(endpoint.rsplit(":", 1)[1])
 
+    @property
+    def endpoint(self) -> str:
+        """Where this host reaches it."""
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT).replace("//0.0.0.0:", "//127.0.0.1:")  # type: ignore[no-any-return]
+
+    async def prove_closed(self) -> None:
+        """Knock as a stranger, see the function of this name."""
+        await prove_closed(self._context, self.endpoint, self.public)
+
+    async def change_keys(self, pair: keys.KeyPair) -> None:
+        """Serve with another pair from now on, at the same port; every connection ends, and may come back.
+
+        Raises: InternalError when the port cannot be had again, or is open to strangers.
+        """
+        endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.socket.unbind(endpoint)
+        self.socket.curve_publickey, self.socket.curve_secretkey = pair.public.encode(), pair.secret.encode()
+        self.public = pair.public
+        for _ in range(500):
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.bind(endpoint)
+                await self.prove_closed()
+                return
+            # The port is let go of by another thread.
+            await asyncio.sleep(0.01)
+        raise InternalError(f"{endpoint} cannot be bound again", "start this process again")
+
     def send(self, peer: bytes, *parts: Buffer) -> None:
-        """Queue payloads, each after its session, until `flush`."""
+        """Queue payloads, each after its session, until `flush`; a peer's id may have more behind it."""
         waiting = self._out.get(peer)
         if waiting is None:
             waiting = self._out[peer] = []
@@ -178,7 +222,7 @@ class Listener(_Link):
         for peer, parts in out.items():
             try:
                 for frames in wire.join(parts):
-                    self.socket.send(peer, _NOBLOCK | _SNDMORE)
+                    self.socket.send(peer[: wire.PEER_BYTES], _NOBLOCK | _SNDMORE)
                     self._send(frames)
             except zmq.ZMQError:
                 # Not connected any more, or so far behind that it broke its credit: its session is over.
@@ -191,17 +235,35 @@ class Listener(_Link):
         frame = recv(_NOBLOCK, copy=False)
         try:
             frames = self._rest(frame)
-            user, parts = frame.get("User-Id"), wire.split(frames)
+            key = self._gate.allowed.get(str(frame.get("User-Id")))
+            if key is None or len(peer) != wire.PEER_BYTES:
+                # Revoked or expired; or with an id of its own choice.
+                _cut(frame)
+                self._on_lost(peer)
+                return
+            parts = wire.split(frames)
         except (zmq.ZMQError, PeerError):
             return
-        self._on_batch(peer, str(user), parts)
+        self._on_batch(peer, key, parts)
+
+
+def _cut(frame: Any) -> None:
+    """End the connection that a frame came by."""
+    with contextlib.suppress(zmq.ZMQError, OSError, ValueError), _connection(frame) as connection:
+        # The number may stand for another one by now; what is cut for nothing comes back by itself.
+        if connection.getpeername()[0] == frame.get("Peer-Address"):
+            connection.shutdown(sockets.SHUT_RDWR)
+
+
+def _connection(frame: Any) -> sockets.socket:
+    return sockets.socket(fileno=os.dup(int(frame.get("__fd"))))
 
 
 class Dialer(_Link):
     """A CURVE client: a worker's or foreman's side towards the one above.
 
-    `on_batch(parts)` gets what came, session and payload in turn; `on_lost()` is called when the connection breaks or
-    our key is refused.
+    `on_batch(parts)` gets what came, session and payload in turn; `on_lost()` is called when the connection breaks, our
+    key is refused, or the server's is not the one we want.
     """
 
     def __init__(
@@ -221,8 +283,10 @@ class Dialer(_Link):
         socket.curve_serverkey = server.encode()
         socket.curve_publickey, socket.curve_secretkey = token.public.encode(), token.secret.encode()
         socket.reconnect_ivl, socket.reconnect_ivl_max = 200, 2_000
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        self._monitor: Any = socket.get_monitor_socket(events)
+        refusals = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        # No detail: whoever serves there has another key than we were told.
+        refusals |= zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        self._monitor: Any = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | refusals)
         self.loop.add_reader(self._monitor.getsockopt(zmq.FD), self._watch)
         socket.connect(endpoint)
         # The descriptor tells of changes only after its state was asked for once.
@@ -265,20 +329,32 @@ class Dialer(_Link):
 
 
 @contextlib.contextmanager
-def serving(authenticator: keys.Authenticator) -> Iterator[keys.Authenticator]:
-    """Answer ZAP questions in the running loop; closes the authenticator at the end."""
+def serving(gate: keys.Authenticator, on_failure: Callable[[Exception], None]) -> Iterator[keys.Authenticator]:
+    """Answer ZAP questions in the running loop; closes the authenticator at the end.
+
+    `on_failure` is told when it cannot answer any more: then all sockets must be closed.
+    """
     loop = asyncio.get_running_loop()
-    descriptor = int(authenticator.socket.getsockopt(zmq.FD))
-    loop.add_reader(descriptor, authenticator.answer)
-    authenticator.answer()
+    descriptor = int(gate.socket.getsockopt(zmq.FD))
+
+    def answer() -> None:
+        try:
+            gate.answer()
+        except Exception as error:
+            loop.remove_reader(descriptor)
+            gate.close()
+            on_failure(error)
+
+    loop.add_reader(descriptor, answer)
+    answer()
     try:
-        yield authenticator
+        yield gate
     finally:
         loop.remove_reader(descriptor)
-        authenticator.close()
+        gate.close()
 
 
-async def prove_closed(context: Any, port: int, server: str, timeout_s: float = 5.0) -> None:
+async def prove_closed(context: Any, endpoint: str, server: str, timeout_s: float = 5.0) -> None:
     """Knock as a stranger: with a key nobody knows, and with none at all.
 
     Raises: InternalError when either is let in, or when no refusal comes in time.
@@ -293,7 +369,7 @@ async def prove_closed(context: Any, port: int, server: str, timeout_s: float = 
         bad = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED
         monitor: Any = socket.get_monitor_socket(good | bad | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
         try:
-            socket.connect(f"tcp://127.0.0.1:{port}")
+            socket.connect(endpoint)
             event = await _first_event(monitor, timeout_s)
         finally:
             socket.disable_monitor()
@@ -301,7 +377,7 @@ async def prove_closed(context: Any, port: int, server: str, timeout_s: float = 
             socket.close()
         if event is None or event == good:
             what = "with a strange key" if has_key else "without a key"
-            raise InternalError(f"port {port} does not refuse a client {what}", "not serving; please report this")
+            raise InternalError(f"{endpoint} does not refuse a client {what}", "not serving; please report this")
 
 
 async def _first_event(monitor: Any, timeout_s: float) -> int | None:

@@ -255,6 +255,11 @@ class Submission(msgspec.Struct, frozen=True):
     deltas: list[bytes] = []
 
 
+#: Bounds on what a worker tells of one attempt.
+REASON_CHARS_MAX = 8192
+OUTPUTS_MAX = 20_000
+
+
 class OutputFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A file an attempt left for its user.
 
@@ -291,9 +296,9 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     #: Exit code (OK, EXIT), signal (SIGNAL) or errno where there is one.
     code: int = 0
     #: What a person should read; "" when the outcome says it all.
-    reason: str = ""
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)] = ""
     usage: Usage = Usage()
-    outputs: list[OutputFile] = []
+    outputs: Annotated[list[OutputFile], msgspec.Meta(max_length=OUTPUTS_MAX)] = []
 
 
 class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import resource
 import time
+
+_PR_SET_DUMPABLE = 4
 
 
 def start_ticks(pid: int) -> int:
@@ -27,3 +32,25 @@ def cpu_s(pid: int) -> float:
     Source: clock_getcpuclockid(3), as glibc makes the number of the clock.
     """
     return time.clock_gettime((~pid << 3) | 2)
+
+
+def hide_memory() -> None:
+    """This process holds keys: no core file, and no other process of the account (but root's) may look into it.
+
+    A program that it starts begins anew in this.
+
+    Source: prctl(2), PR_SET_DUMPABLE.
+    """
+    _limit(resource.RLIMIT_CORE, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def allow_many_files() -> None:
+    """A server needs a descriptor for each connection: as many as this account may have."""
+    _limit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def _limit(what: int, soft: int) -> None:
+    # A hardened service may not even do that; its unit has set the limits.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(what, (soft, resource.getrlimit(what)[1]))

@@ -125,3 +125,10 @@ def format_size(size_bytes: float) -> str:
 def format_count(number: int, thing: str) -> str:
     """ "1 task", "2 tasks", "10,000 tasks"."""
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def printable(text: str) -> str:
+    """For a log or a terminal: what would move the cursor, begin a line or turn the writing round becomes `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

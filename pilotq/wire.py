@@ -1,9 +1,10 @@
 """Every message between master, foreman and worker.
 
 A ZeroMQ message is a batch: a msgpack array of byte strings, session and payload in turn. On a link that a worker
-opened the session is empty; a foreman puts the session it gave to the worker there, and passes payloads of workers on
-without opening them. A payload is one msgpack array: the tag, then the fields in order. A large payload follows the
-batch as a frame of its own, which nobody copies on its way; where it belongs, the batch has nil.
+opened the session is empty; a foreman puts the session it gave to the worker there, which ends in the name of the
+worker's key (`session_of`), and passes payloads of workers on without opening them. A payload is one msgpack array: the
+tag, then the fields in order. A large payload follows the batch as a frame of its own, which nobody copies on its way;
+where it belongs, the batch has nil.
 
 Only durations cross the wire, never moments: no clock of another host is ever compared. An attempt is named by
 (cluster, proc, attempt) everywhere; the attempt number is the fence.
@@ -18,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from pilotq.errors import PeerError
-from pilotq.model import Ended, Resources
+from pilotq.model import REASON_CHARS_MAX, Ended, Resources
 
 PROTOCOL = 2
 #: Bounds on one payload and on one batch; checked before anything is unpacked.
@@ -28,6 +29,8 @@ BATCH_PARTS_MAX = 20_000
 BATCH_BYTES_MAX = 1 << 20
 #: A payload from this size on is a frame of its own.
 FRAME_BYTES_MIN = 64 << 10
+#: Frames of one message: the batch and its large payloads.
+FRAMES_MAX = 1 + BATCH_BYTES_MAX // FRAME_BYTES_MIN
 #: Bytes of a file that one message carries.
 CHUNK_BYTES = 256 << 10
 #: Instead of the size of a file: nobody has it any more; it cannot be had now, as a disk on the way is full.
@@ -46,6 +49,16 @@ class Token(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
     cluster: Annotated[int, Meta(ge=1, lt=1 << 62)]
     proc: Annotated[int, Meta(ge=0, lt=1 << 32)]
     attempt: Annotated[int, Meta(ge=1, lt=1 << 32)]
+
+
+#: Items of a list in one message: bounds what a small payload can become in memory.
+ITEMS_MAX = 20_000
+_Items = Meta(max_length=ITEMS_MAX)
+Tokens = Annotated[list[Token], _Items]
+Numbers = Annotated[list[int], _Items]
+Reason = Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
+#: Small files by digest.
+Inline = Annotated[dict[str, bytes], _Items]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -68,13 +81,13 @@ class Hello(_Message, frozen=True):
     version: str
     offer: Offer
     #: Attempts held that have not ended yet.
-    live: list[Token]
+    live: Tokens
     #: Of `live`, those whose payload was started.
-    started: list[Token]
+    started: Tokens
     #: Ended attempts whose result was not acknowledged (their `Result` follows).
-    unacked: list[Token]
+    unacked: Tokens
     #: Names under which earlier processes in this scratch directory were known; nothing of them is left.
-    predecessors: list[str] = []
+    predecessors: Annotated[list[str], _Items] = []
     #: Of the `AskInventory` it answers; 0: none.
     answers: int = 0
     #: Which control groups hold its tasks, for people.
@@ -104,33 +117,33 @@ class Beat(_Message, frozen=True):
 class Started(_Message, frozen=True):
     """These payloads run."""
 
-    tokens: list[Token]
+    tokens: Tokens
 
 
 class Result(_Message, frozen=True):
     """These attempts ended; kept and sent again until `Ack`."""
 
-    tokens: list[Token]
-    ends: list[Ended]
+    tokens: Tokens
+    ends: Annotated[list[Ended], _Items]
 
 
 class Refuse(_Message, frozen=True):
     """These attempts were not and will not be started here; nothing is charged."""
 
-    tokens: list[Token]
-    reason: str
+    tokens: Tokens
+    reason: Reason
 
 
 class Killed(_Message, frozen=True):
     """Nothing of these attempts is left (also the answer for unknown ones)."""
 
-    tokens: list[Token]
+    tokens: Tokens
 
 
 class Goodbye(_Message, frozen=True):
     """I leave and hold nothing any more."""
 
-    reason: str
+    reason: Reason
 
 
 class Data(_Message, frozen=True):
@@ -174,13 +187,13 @@ class Welcome(_Message, frozen=True):
     #: Generation this answers.
     generation: int
     #: Attempts the worker must end and forget; everything else it told stays.
-    kill: list[Token]
+    kill: Tokens
 
 
 class Reject(_Message, frozen=True):
     """No session for you."""
 
-    reason: str
+    reason: Reason
     retry_after_s: float
 
 
@@ -190,19 +203,19 @@ class Describe(_Message, frozen=True):
     cluster: int
     body: bytes
     #: Small files of it, by digest.
-    inline: dict[str, bytes] = {}
+    inline: Inline = {}
 
 
 class Assign(_Message, frozen=True):
     """Run these. Duplicates of held attempts are answered with where they are."""
 
     cluster: int
-    procs: list[int]
-    attempts: list[int]
+    procs: Numbers
+    attempts: Numbers
     #: Empty, or one packed delta per proc.
-    deltas: list[bytes] = []
+    deltas: Annotated[list[bytes], _Items] = []
     #: Small files that the deltas name, by digest.
-    inline: dict[str, memoryview] = {}
+    inline: Annotated[dict[str, memoryview], _Items] = {}
 
 
 class Renew(_Message, frozen=True):
@@ -214,13 +227,13 @@ class Renew(_Message, frozen=True):
 class Ack(_Message, frozen=True):
     """These results are committed (or not wanted): forget them."""
 
-    tokens: list[Token]
+    tokens: Tokens
 
 
 class Kill(_Message, frozen=True):
     """End these attempts and say `Killed`."""
 
-    tokens: list[Token]
+    tokens: Tokens
 
 
 class AskInventory(_Message, frozen=True):
@@ -268,11 +281,23 @@ class ForemanBeat(_Message, frozen=True):
     draining: bool
 
 
-class ForemanWelcome(_Message, frozen=True):
-    """Whom to let in: public keys (Z85) and the names of their tokens. Sent again when that changes."""
+class AllowedKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A key that workers may come with."""
 
-    keys: list[tuple[str, str]]
+    #: Public, Z85.
+    public: str
+    name: str
+    #: Seconds it is still good for; negative: no end.
+    left_s: float = -1.0
+
+
+class ForemanWelcome(_Message, frozen=True):
+    """Whom to let in, and no others. Sent again when that changes."""
+
+    keys: Annotated[list[AllowedKey], _Items]
     beat_s: float
+    #: Public key (Z85) of the pair to serve workers with.
+    serve: str = ""
 
 
 class ForemanRenew(_Message, frozen=True):
@@ -282,7 +307,7 @@ class ForemanRenew(_Message, frozen=True):
 class Gone(_Message, frozen=True):
     """From a foreman: these sessions ended; it says nothing about their tasks."""
 
-    sessions: list[bytes]
+    sessions: Annotated[list[bytes], _Items]
 
 
 class Forget(_Message, frozen=True):
@@ -296,12 +321,6 @@ FromForeman = ForemanHello | ForemanBeat | Gone | Get | Goodbye
 ToWorker = Welcome | Reject | Describe | Assign | Renew | Ack | Kill | AskInventory | Pull | DrainPlease | Leave | Chunk
 ToForeman = ForemanWelcome | ForemanRenew | Reject | Describe | Forget | Chunk | AskInventory
 Message = FromWorker | FromForeman | ToWorker | ToForeman
-
-#: Who may send what upwards, by the role of its key. Nothing else reaches a core.
-ALLOWED: dict[str, tuple[type, ...]] = {
-    "worker": (Hello, Beat, Started, Result, Refuse, Killed, Goodbye, Data, Get),
-    "foreman": (ForemanHello, ForemanBeat, Gone, Get, Goodbye),
-}
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -320,7 +339,8 @@ def unpack(payload: Buffer) -> Message:
         raise PeerError(f"a payload of {len(payload)} bytes")
     try:
         return _decoder.decode(payload)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # ValueError: text that is not UTF-8.
         raise PeerError(f"not a message: {error}") from None
 
 
@@ -359,11 +379,25 @@ def split(frames: Sequence[Buffer]) -> Parts:
     try:
         parts = _batch_decoder.decode(frames[0])
         found = [next(large) if part is None else part for part in parts] if len(frames) > 1 else parts
-    except (msgspec.MsgspecError, StopIteration) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, StopIteration) as error:
         raise PeerError(f"not a batch: {error}") from None
     if len(parts) % 2 or None in parts[::2] or parts.count(None) != len(frames) - 1:
         raise PeerError("not a batch: a session without a payload, or a payload that is missing")
     return found
+
+
+#: Bytes of an id that ZeroMQ makes for a connection.
+PEER_BYTES = 5
+
+
+def session_of(peer: bytes, key: str) -> bytes:
+    """What a foreman calls a worker's connection: its id, and the name of the key it came with."""
+    return peer + key.encode()
+
+
+def key_of(session: bytes) -> str:
+    """The name of the key of a session; "" when there is none in it."""
+    return session[PEER_BYTES:].decode(errors="replace")
 
 
 def checksum(token: Token) -> int:

@@ -1,4 +1,4 @@
-"""`env`, `token`, `config`: what somebody needs to know to use or extend a pool."""
+"""`env`, `config`: what somebody needs to know to use or extend a pool."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import shlex
 
 from pilotq.cli.context import ROOT, SHIMS, read_settings
 from pilotq.config import SECTIONS, TABLE, Setting, Value
-from pilotq.errors import UserError
-
-_NOT_FOUND = 3
 
 
 def env(options: argparse.Namespace) -> int:
@@ -21,40 +18,6 @@ def env(options: argparse.Namespace) -> int:
     print(f"export PILOTQ_HOME={shlex.quote(settings.home)}")
     print(f"export PATH={shlex.quote(':'.join(ours + others))}")
     return 0
-
-
-def token(options: argparse.Namespace) -> int:
-    settings = read_settings(options.overrides)
-    paths = {"worker": settings.worker_token, "foreman": settings.foreman_token}
-    for role, path in paths.items():
-        if options.role in (None, role) and not os.path.isfile(path):
-            raise UserError(
-                f"there is no {role} token at {path}", "the master makes it at its first start", exit_code=_NOT_FOUND
-            )
-    if options.out:
-        if options.role is None:
-            raise UserError("which token is to be copied?", "pilotq token worker --out FILE")
-        _copy(paths[options.role], options.out)
-    elif options.role:
-        print(paths[options.role])
-    else:
-        for role, path in paths.items():
-            print(f"{role}\t{path}")
-    return 0
-
-
-def _copy(source: str, target: str) -> None:
-    try:
-        with open(source, "rb") as file:
-            content = file.read()
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o600)
-            file.write(content)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or target} cannot be copied ({error.strerror})", "choose another file"
-        ) from None
 
 
 def config(options: argparse.Namespace) -> int:

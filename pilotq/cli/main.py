@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pilotq import __version__
 from pilotq.errors import PilotqError, UserError
-from pilotq.units import parse_duration
+from pilotq.units import parse_duration, printable
 
 INTERRUPTED = 130
 EXAMPLES = """\
@@ -66,6 +66,8 @@ _WORKER_VERB = _argument(
     "verb", nargs="?", choices=["list", "show", "drain", "forget", "resume"], help="ask or tell the master instead"
 )
 _WORKER_NAME = _argument("name", nargs="?", help="which worker the verb is about")
+#: `worker` and `foreman` name the tokens of the first start.
+_TOKEN_VERBS = ["new", "list", "show", "revoke", "rotate-server", "worker", "foreman"]
 _OUT = _argument("--out", metavar="FILE", help="copy the token to this file, mode 0600")
 
 COMMANDS: dict[str, Command] = {
@@ -97,8 +99,17 @@ COMMANDS: dict[str, Command] = {
     ),
     "token": Command(
         "keys for foremen and workers on other hosts",
-        "info:token",
-        (_argument("role", nargs="?", choices=["worker", "foreman"], help="which token"), _OUT),
+        "tokens:main",
+        (
+            _argument("verb", nargs="?", choices=_TOKEN_VERBS, metavar="VERB", help="|".join(_TOKEN_VERBS)),
+            _argument("name", nargs="?", help="of a token, for show and revoke"),
+            _argument("--role", help="worker (default), foreman; submit, admin, read: nothing speaks with these yet"),
+            _argument("--site", metavar="NAME", help="name of a new token"),
+            _argument("--expires", type=parse_duration, metavar="T", help="a new token is good for so long, as 30d"),
+            _argument("--finish", action="store_true", help="with rotate-server: take the new keys into force"),
+            _OUT,
+            _JSON,
+        ),
     ),
     "config": Command(
         "the settings in force",
@@ -217,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except OSError:
         pass
 

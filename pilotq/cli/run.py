@@ -246,7 +246,7 @@ class Run:
             rows += self.client.get(f"/v1/tasks?cluster={cluster}&state={state}&limit={SHOWN_MAX}")
         for row in rows[:SHOWN_MAX]:
             words = [str(row.get("outcome") or ""), str(row.get("code") or ""), str(row.get("reason") or "")]
-            print(f"  {row['task']} {state}: {' '.join(word for word in words if word)}")
+            print(units.printable(f"  {row['task']} {state}: {' '.join(word for word in words if word)}"))
         if count > SHOWN_MAX:
             print(f"  and {count - SHOWN_MAX:,} more")
 

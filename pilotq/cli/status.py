@@ -87,6 +87,7 @@ def table(rows: list[Any]) -> None:
     """Columns as wide as they must be; nothing when there is only the heading."""
     if len(rows) < 2:
         return
+    rows = [[units.printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print()
     for row in rows:

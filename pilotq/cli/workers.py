@@ -42,7 +42,7 @@ def _show(client: Client, options: argparse.Namespace) -> int:
     status = client.get("/v1/status")
     found = [one for one in status["workers"] if options.name in (one["name"], one["host"])]
     hosts = {one["host"] for one in found} | {options.name}
-    nodes = [one for one in status["nodes"] if one["host"] in hosts]
+    nodes = [one for one in status["nodes"] if one["host"].partition("@")[0] in hosts or one["host"] == options.name]
     if not found and not nodes:
         raise UserError(f"there is no worker {options.name}", "`pilotq worker list` names them", exit_code=3)
     if options.json:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 from pilotq.model import Facts, Outcome, Resources, Usage
+from pilotq.units import printable
 
 SUBMITTED = 0
 EXECUTING = 1
@@ -57,7 +58,7 @@ def format_event(
 
 def _line(text: str) -> str:
     """A reason on one line; readers go by lines."""
-    return " ".join(text.split())[:_REASON_CHARS_MAX]
+    return printable(" ".join(text.split()))[:_REASON_CHARS_MAX]
 
 
 def _node(slot: str) -> str:

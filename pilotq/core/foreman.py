@@ -65,9 +65,10 @@ class Down(Action, frozen=True):
 
 
 class Allow(Action, frozen=True):
-    """Let these keys in, and no others."""
+    """Let these keys (public, name) in and no others, and serve with the pair that has this public key."""
 
     keys: list[tuple[str, str]]
+    serve: str
 
 
 class Connect(Action, frozen=True):
@@ -93,6 +94,9 @@ class Leave(Action, frozen=True):
     reason: str
 
 
+_FOR_GOOD = float("inf")
+
+
 class _AssignHead(wire._Message, frozen=True, tag="Assign"):
     """The part of an assignment a foreman looks at; the rest stays packed."""
 
@@ -100,6 +104,16 @@ class _AssignHead(wire._Message, frozen=True, tag="Assign"):
 
 
 _assign_head = msgspec.msgpack.Decoder(_AssignHead)
+
+
+def _cluster_of(payload: wire.Buffer) -> int:
+    """Of an assignment; 0 when it is none."""
+    try:
+        return _assign_head.decode(payload).cluster
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return 0
+
+
 _GET, _BEAT = b"\xa3Get", b"\xa4Beat"
 _ASSIGN = b"\xa6Assign"
 
@@ -124,6 +138,9 @@ class ForemanCore(Core):
         self._retry_at = now.boot
         self._tries = 0
         self._drain_said_at = float("-inf")
+        #: Keys that may come in, and until when (boot clock).
+        self._keys: list[tuple[wire.AllowedKey, float]] = []
+        self._serve = ""
         self._actions: list[Any] = []
         #: What goes up next, session and payload in turn, and when.
         self._out: wire.Parts = []
@@ -169,12 +186,15 @@ class ForemanCore(Core):
             self._out += (session, payload)
             self._out_at = min(self._out_at, now.boot + (BEATS_WAIT_S if payload[1:6] == _BEAT else 0.0))
 
-    def _get(self, session: bytes, payload: wire.Buffer) -> None:
+    def _read(self, payload: wire.Buffer) -> wire.Message | None:
         try:
-            message = wire.unpack(payload)
+            return wire.unpack(payload)
         except PeerError as error:
             self._actions.append(Tell("not a message of ours", {"reason": str(error)}))
-            return
+            return None
+
+    def _get(self, session: bytes, payload: wire.Buffer) -> None:
+        message = self._read(payload)
         if isinstance(message, wire.Get):
             self._actions.append(FileWanted(session, message))
 
@@ -183,7 +203,8 @@ class ForemanCore(Core):
         down: dict[bytes, wire.Parts] = {}
         for session, payload in zip(event.parts[::2], event.parts[1::2], strict=True):
             if not session:
-                self._for_me(wire.unpack(payload), payload, now)
+                if (message := self._read(payload)) is not None:
+                    self._for_me(message, payload, now)
                 continue
             told = self._told.get(session)
             if told is None:
@@ -193,7 +214,7 @@ class ForemanCore(Core):
             if parts is None:
                 parts = down[session] = []
             if payload[1:8] == _ASSIGN:
-                cluster = _assign_head.decode(payload).cluster
+                cluster = _cluster_of(payload)
                 if cluster not in told and cluster in self._descriptions:
                     told.add(cluster)
                     parts += (b"", self._descriptions[cluster])
@@ -211,8 +232,9 @@ class ForemanCore(Core):
                 for session in self.sessions:
                     self._down(session, wire.AskInventory())
             self.welcomed, self._tries, self._retry_at = True, 0, float("inf")
-            self._beat_s = message.beat_s
-            self._actions.append(Allow(message.keys))
+            self._beat_s, self._serve = message.beat_s, message.serve
+            self._keys = [(key, now.boot + key.left_s if key.left_s >= 0 else _FOR_GOOD) for key in message.keys]
+            self._allow(now)
         elif isinstance(message, wire.Describe):
             # Told again because somebody does not have it (any more).
             self._descriptions[message.cluster] = payload
@@ -229,6 +251,14 @@ class ForemanCore(Core):
             self._say_hello(now)
         elif isinstance(message, wire.Reject):
             self._actions.append(Tell("rejected by the master", {"reason": message.reason}))
+
+    def _allow(self, now: Now) -> None:
+        """Let in whose key is good now, and nobody else, whoever came before."""
+        self._keys = [(key, end) for key, end in self._keys if end > now.boot]
+        names = {key.name for key, _ in self._keys}
+        for session in [one for one in self.sessions if wire.key_of(one) not in names]:
+            self._forget(session)
+        self._actions.append(Allow([(key.public, key.name) for key, _ in self._keys], self._serve))
 
     def _drain(self, now: Now) -> None:
         """Ask the workers to move; leave when nobody is connected any more."""
@@ -262,6 +292,8 @@ class ForemanCore(Core):
         if now.boot < self._beat_at:
             return
         self._beat_at = now.boot + self._beat_s
+        if any(end <= now.boot for _, end in self._keys):
+            self._allow(now)
         silent = [s for s, at in self.sessions.items() if now.boot - at > SESSION_SILENT_S]
         for session in silent:
             self._forget(session)

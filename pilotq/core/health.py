@@ -3,6 +3,8 @@
 A node is judged by the failures that came in a row since its last success, against how the same tasks do on other
 nodes: a row that is as unlikely there as one in a hundred suspends the node, so that tasks that fail everywhere suspend
 none. A suspended node gets one task at a time, after pauses that double; one success makes it well again.
+
+A node is a host as the workers of one key know it (`Worker.node`).
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ MEMORY = 100
 PAUSE_S, PAUSE_MAX_S = 10.0, 3600.0
 #: Steps of a node that are told.
 STEPS_MAX = 50
-#: Groups of tasks remembered.
-GROUPS_MAX = 10_000
+#: Groups of tasks, and nodes, remembered.
+GROUPS_MAX, NODES_MAX = 10_000, 20_000
 _FAILURES = frozenset(
     {Outcome.EXIT, Outcome.SIGNAL, Outcome.STAGE_IN, Outcome.DISK, Outcome.REJECTED, Outcome.STAGE_OUT}
 )
@@ -44,7 +46,7 @@ def group_of(cluster: Cluster) -> Group:
 
 @dataclass
 class Node:
-    """What is known of one host."""
+    """What is known of one node."""
 
     host: str
     #: Failures since the last success, by group of tasks.
@@ -76,7 +78,7 @@ class Health:
 
     def room(self, worker: Worker, boot: float) -> int | None:
         """How many tasks a worker may be given now because of its node; None: as many as it has room for."""
-        node = self.nodes.get(worker.host)
+        node = self.nodes.get(worker.node)
         if node is None or not node.suspended:
             return None
         return 1 if boot >= node.try_at and node.trying is None else 0
@@ -86,7 +88,7 @@ class Health:
         return node is not None and node.suspended
 
     def workers_on(self, host: str) -> list[Worker]:
-        return [worker for worker in self._peers.workers.values() if worker.host == host]
+        return [worker for worker in self._peers.workers.values() if worker.node == host]
 
     # ---- what happened
 
@@ -118,7 +120,7 @@ class Health:
         """A task failed there at once, or was lost with its worker."""
         if not host:
             return
-        node = self.nodes.setdefault(host, Node(host))
+        node = self._get(host)
         group = group_of(cluster)
         if group not in self._tried and type(group) is int:
             # What it did before anything failed was good.
@@ -168,11 +170,23 @@ class Health:
 
     # ---- inside
 
+    def _get(self, host: str) -> Node:
+        node = self.nodes.get(host)
+        if node is None:
+            if len(self.nodes) >= NODES_MAX:
+                del self.nodes[next(iter(self.nodes))]
+            node = self.nodes[host] = Node(host)
+        return node
+
     def _look_at_try(self, node: Node, clusters: dict[int, Cluster], now: Now) -> None:
         """Is the task that is tried still there, and for how long?"""
         number, proc = node.trying or (0, 0)
         cluster = clusters.get(number)
-        if cluster is None or cluster.state(proc) not in ON_WORKER or cluster.facts_of(proc).host != node.host:
+        if (
+            cluster is None
+            or cluster.state(proc) not in ON_WORKER
+            or cluster.facts_of(proc).host != node.host.partition("@")[0]
+        ):
             node.trying = None
         elif cluster.state(proc) == State.RUNNING and now.boot - node.tried_at > 2 * QUICK_S:
             node.row.clear()
@@ -198,7 +212,7 @@ class Health:
 
     def _is_other(self, host: str) -> bool:
         """Is there a node beside this one?"""
-        return any(worker.host != host and worker.route is not None for worker in self._peers.workers.values())
+        return any(worker.node != host and worker.route is not None for worker in self._peers.workers.values())
 
     def _is_unlikely(self, node: Node) -> bool:
         """Do tasks fail here in a row that other nodes would hardly make of them?"""
@@ -218,7 +232,10 @@ class Health:
     def _count(self, group: Group, host: str, kind: int, count: float) -> None:
         if group not in self._tried and len(self._tried) >= GROUPS_MAX:
             del self._tried[next(iter(self._tried))]
-        found = self._tried.setdefault(group, {}).setdefault(host, [0.0, 0.0])
+        hosts = self._tried.setdefault(group, {})
+        if host not in hosts and len(hosts) >= NODES_MAX:
+            del hosts[next(iter(hosts))]
+        found = hosts.setdefault(host, [0.0, 0.0])
         found[kind] += count
         if found[0] + found[1] > MEMORY:
             found[0] *= 0.5

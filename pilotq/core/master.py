@@ -299,7 +299,7 @@ class MasterCore(t.Core):
         queue = self.queue
         for worker, cluster, procs in self.matcher.match(queue.ready, queue.clusters, now):
             assert worker.route is not None
-            self.health.on_try(worker.host, (cluster.id, procs[0]), now)
+            self.health.on_try(worker.node, (cluster.id, procs[0]), now)
             numbers = queue.assign(cluster, procs, worker.name, worker.host, now.wall)
             worker.hold(cluster.id, procs, numbers, cluster.needs)
             worker.told_at = now.boot

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilotq import wire
+from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Route
 from pilotq.model import Resources
 
@@ -38,6 +39,7 @@ class Held(NamedTuple):
 class Worker:
     """A worker that has said hello to this master or, after a restart, one that the store names."""
 
+    #: See `access.worker_name`.
     name: str
     host: str = ""
     pid: int = 0
@@ -72,12 +74,21 @@ class Worker:
     asked_at: float = 0.0
     drain_wanted: bool = False
 
+    @property
+    def node(self) -> str:
+        """Its host, as workers of its key know it: who makes up hosts must not speak for those of another key."""
+        _, at, key = self.name.rpartition("@")
+        return f"{self.host}@{key}" if at else self.host
+
     def hold(self, cluster: int, procs: list[int], attempts: list[int], needs: Resources) -> None:
         """It was given attempts of a cluster."""
         held = self.held.get(cluster)
         if held is None:
             held = self.held[cluster] = Held(needs, {})
         held.numbers.update(zip(procs, attempts, strict=True))
+        if self.returned:
+            for proc in procs:
+                self.returned.pop((cluster, proc), None)
         self._use(needs, len(procs))
         self.checksum ^= wire.checksum_of_all(cluster, procs, attempts)
 
@@ -140,6 +151,10 @@ class Worker:
         held = self.held.get(task[0])
         return held.numbers.get(task[1], 0) if held is not None else 0
 
+    def may_speak_for(self, cluster: Cluster, proc: int) -> bool:
+        """False when the present attempt of a task was given to another worker."""
+        return cluster.facts_of(proc).worker in ("", self.name)
+
     @property
     def tasks(self) -> list[Task]:
         """All that is lost when it is."""
@@ -189,6 +204,8 @@ class Foreman:
 
     name: str
     peer: bytes
+    #: Name of its token.
+    key: str = ""
     pid: int = 0
     version: str = ""
     heard_at: float = 0.0
@@ -221,6 +238,9 @@ class Peers:
         other = self.routes.get(route)
         if other is not None:
             other.route = None
+            if other.is_empty:
+                # A session that says hello under one name after the other must not leave them all here.
+                self.workers.pop(other.name, None)
         worker.route = route
         self.routes[route] = worker
         self.asked_at.pop(route, None)

@@ -97,9 +97,9 @@ class Results:
         health = self._master.health
         bad = [(proc, end) for proc, (_, end) in plain.items() if end.outcome]
         if len(bad) < len(plain):
-            health.on_good(worker.host, cluster, len(plain) - len(bad), now)
+            health.on_good(worker.node, cluster, len(plain) - len(bad), now)
         for proc, end in bad:
-            health.on_end(worker.host, cluster, proc, end, now)
+            health.on_end(worker.node, cluster, proc, end, now)
 
     def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
         """Take one result; True when the worker may forget it."""
@@ -116,12 +116,14 @@ class Results:
         state, current = cluster.state(token.proc), cluster.attempts[token.proc]
         if state in ENDED or state in (State.STAGING_OUT, State.HELD) or token.attempt > current:
             return True
+        if token.attempt == current and not worker.may_speak_for(cluster, token.proc):
+            return True
         if token in self.collecting:
             self._collect(worker, token, end)
             return False
         if (token.attempt < current or state == State.IDLE) and end.outcome not in ENDING:
             return True
-        self._master.health.on_end(worker.host, cluster, token.proc, end, now)
+        self._master.health.on_end(worker.node, cluster, token.proc, end, now)
         if end.outcome in ENDING and any(output.data is None for output in end.outputs):
             self._collect(worker, token, end)
             return False
@@ -131,7 +133,9 @@ class Results:
     def _collect(self, worker: Worker, token: wire.Token, end: Ended) -> None:
         """Pull the larger outputs; told again, go on with the pulling by the present route."""
         assert worker.route is not None
-        worker.returned[token.cluster, token.proc] = token.attempt
+        if not worker.number((token.cluster, token.proc)):
+            # Else it holds a newer attempt of the same task by now.
+            worker.returned[token.cluster, token.proc] = token.attempt
         self.collecting[token] = (worker, end)
         self._master.actions.append(t.Collect(worker.route, token, end.outputs))
 
@@ -228,7 +232,7 @@ class Results:
             self._lost(cluster, task[1], end, now, lost=task in running, charged=suspects == [task])
         if suspects:
             number, proc = suspects[0]
-            self._master.health.on_bad(worker.host, self._master.queue.clusters[number], proc, reason, now)
+            self._master.health.on_bad(worker.node, self._master.queue.clusters[number], proc, reason, now)
 
     def _running(self, tasks: list[tuple[int, int]], worker: Worker) -> dict[tuple[int, int], int]:
         """Those of a worker's tasks that run there, with how often each was lost before."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pilotq import wire
+from pilotq.access import Role, may_send, worker_name
 from pilotq.core import turn as t
 from pilotq.core.peers import Foreman, Worker, lease_end
 from pilotq.core.results import PAUSE_S
@@ -26,13 +27,19 @@ NAME_CHARS_MAX = 200
 MISMATCH_S = 60.0
 
 
+def _is_name(text: str) -> bool:
+    """It will stand in logs, tables and user logs."""
+    return 0 < len(text) <= NAME_CHARS_MAX and text.isprintable()
+
+
 class Sessions:
     """Reactions to what workers and foremen say."""
 
     def __init__(self, master: MasterCore) -> None:
         self._master = master
         self._peers = master.peers
-        self._keys: list[tuple[str, str]] = []
+        self._keys = t.SetKeys([], [])
+        self._names: set[str] = set()
         self._reactions: dict[type, Any] = {
             wire.Beat: self.on_beat,
             wire.Started: self.on_started,
@@ -43,20 +50,22 @@ class Sessions:
         }
 
     def on_message(self, event: t.FromPeer, now: Now) -> None:
-        message, route = event.message, event.route
-        if type(message) not in wire.ALLOWED.get(event.role, ()) and not (event.role == "foreman" and route.session):
-            self._master.actions.append(t.Tell("message not allowed for this key", {"key": event.name}))
+        message, route, role, key = event.message, event.route, event.role, event.name
+        if route.session:
+            # What a worker says through a foreman, which names the key that the worker came with.
+            role = Role.WORKER if role == Role.FOREMAN else ""
+            key = wire.key_of(route.session)
+            if key not in self._names:
+                self._tell("a foreman names a key that is not allowed", key)
+                return
+        if not may_send(role, type(message)):
+            self._tell("message not allowed for this key", key)
             return
-        if event.role == "foreman" and not route.session:
+        if role == Role.FOREMAN:
             self._from_foreman(event, now)
             return
-        if event.role == "foreman":
-            if type(message) not in wire.ALLOWED["worker"]:
-                return
-        elif route.session:
-            return
         if isinstance(message, wire.Hello):
-            self.on_hello(event, message, now)
+            self.on_hello(route, key, message, now)
             return
         worker = self._peers.routes.get(route)
         if worker is None:
@@ -71,38 +80,38 @@ class Sessions:
 
     # ---- workers
 
-    def on_hello(self, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
+    def on_hello(self, route: Route, key: str, message: wire.Hello, now: Now) -> None:
         if message.protocol != wire.PROTOCOL:
             text = f"this master speaks protocol {wire.PROTOCOL}, worker {message.version} speaks {message.protocol}"
-            self._send(event.route, wire.Reject(text, 60.0))
+            self._send(route, wire.Reject(text, 60.0))
             return
         limits = self._master.limits
-        name = message.worker
-        if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
-            self._send(event.route, wire.Reject("not a name for a worker", 60.0))
+        if (
+            not all(map(_is_name, (message.worker, message.host, message.version)))
+            or "@" in message.worker + message.host
+        ):
+            self._send(route, wire.Reject("not a name for a worker", 60.0))
             return
+        name = worker_name(message.worker, key)
         worker = self._peers.know(name, message.host, now.boot, limits.lease_s)
-        if worker.key and worker.key != event.name:
-            self._send(event.route, wire.Reject("this worker name belongs to another key", 60.0))
-            return
         if worker.route is not None and message.generation < worker.generation:
             return
-        if worker.route == event.route and (not worker.asked or message.answers != worker.ask):
+        if worker.route == route and (not worker.asked or message.answers != worker.ask):
             # Something said to it since the last hello may not have reached it when it said this one.
             self._ask_inventory(worker, now)
             return
         is_new = worker.route is None
-        worker.host, worker.pid, worker.version, worker.key = message.host, message.pid, message.version, event.name
+        worker.host, worker.pid, worker.version, worker.key = message.host, message.pid, message.version, key
         worker.generation, worker.offer, worker.asked = message.generation, message.offer, False
         worker.containment = message.containment
         worker.mismatch_since = float("inf")
         worker.heard_at, worker.lease_over_at = now.boot, lease_end(now.boot, limits.lease_s)
-        self._peers.connect(worker, event.route)
+        self._peers.connect(worker, route)
         kill = self._compare(worker, message, now)
-        self._send(event.route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill))
+        self._send(route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill))
         for predecessor in message.predecessors:
-            other = self._peers.workers.get(predecessor)
-            if other is not None and other is not worker and other.key in ("", event.name):
+            other = self._peers.workers.get(worker_name(predecessor, key)) if "@" not in predecessor else None
+            if other is not None and other is not worker:
                 self._bury(other, "its worker was started again", now)
         self._master.matcher.hungry[name] = None
         if is_new:
@@ -141,14 +150,13 @@ class Sessions:
         """Take a running attempt back that the master thought was elsewhere or over."""
         if not cluster.has(token.proc) or cluster.attempts[token.proc] != token.attempt:
             return False
-        task, state = (token.cluster, token.proc), cluster.state(token.proc)
+        if not worker.may_speak_for(cluster, token.proc):
+            return False
+        state = cluster.state(token.proc)
         if state == State.IDLE:
             self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
         elif state not in ON_WORKER:
             return False
-        other = self._peers.workers.get(cluster.facts_of(token.proc).worker)
-        if other is not None and other is not worker:
-            other.drop(task)
         worker.hold(cluster.id, [token.proc], [token.attempt], cluster.needs)
         return True
 
@@ -198,9 +206,12 @@ class Sessions:
             task = (token.cluster, token.proc)
             if worker.number(task) != token.attempt:
                 continue
-            worker.drop(task)
             cluster = queue.clusters.get(token.cluster)
-            if cluster is not None and cluster.state(token.proc) == State.ASSIGNED:
+            if cluster is not None and cluster.state(token.proc) != State.ASSIGNED:
+                # It said before that it runs: its inventory decides.
+                continue
+            worker.drop(task)
+            if cluster is not None:
                 queue.requeue(cluster, token.proc, now.wall, Ended(Outcome.REJECTED, reason=message.reason))
         if message.reason == "undescribed" and worker.route is not None:
             self._peers.told.pop(worker.route.peer, None)
@@ -267,11 +278,15 @@ class Sessions:
             if message.protocol != wire.PROTOCOL:
                 self._send(event.route, wire.Reject(f"this master speaks protocol {wire.PROTOCOL}", 60.0))
                 return
+            if not (_is_name(message.name) and _is_name(message.version)):
+                self._send(event.route, wire.Reject("not a name for a foreman", 60.0))
+                return
             for other in [f for f in self._peers.foremen.values() if f.name == message.name and f.peer != peer]:
-                self._peers.lose_peer(other.peer)
+                if other.key == event.name:
+                    self._peers.lose_peer(other.peer)
             self._peers.told.pop(peer, None)
-            self._peers.foremen[peer] = Foreman(message.name, peer, message.pid, message.version, now.boot)
-            self._send(event.route, wire.ForemanWelcome(self._keys, self._master.limits.beat_s))
+            self._peers.foremen[peer] = Foreman(message.name, peer, event.name, message.pid, message.version, now.boot)
+            self._send(event.route, self._welcome(now))
             self._master.actions.append(t.Tell("foreman joined", {"foreman": message.name}))
             return
         foreman = self._peers.foremen.get(peer)
@@ -293,9 +308,28 @@ class Sessions:
             self._master.actions.append(t.Tell("foreman left", {"foreman": foreman.name, "reason": message.reason}))
 
     def on_keys(self, event: t.SetKeys, now: Now) -> None:
-        self._keys = event.keys
+        self._keys, self._names = event, {name for _, name, _ in event.workers}
+        for worker in self._peers.workers.values():
+            if worker.route is not None and worker.key not in self._names:
+                self._peers.disconnect(worker)
+                self._tell("a worker's key is not allowed any more", worker.key)
+        for foreman in list(self._peers.foremen.values()):
+            if foreman.key not in event.foremen:
+                self._peers.lose_peer(foreman.peer)
+                self._tell("a foreman's key is not allowed any more", foreman.key)
         for peer in self._peers.foremen:
-            self._send(Route(peer, b""), wire.ForemanWelcome(self._keys, self._master.limits.beat_s))
+            self._send(Route(peer, b""), self._welcome(now))
+
+    def _welcome(self, now: Now) -> wire.ForemanWelcome:
+        """Only durations cross the wire."""
+        keys = [
+            wire.AllowedKey(public, name, max(0.0, end - now.wall) if end else -1.0)
+            for public, name, end in self._keys.workers
+        ]
+        return wire.ForemanWelcome(keys, self._master.limits.beat_s, self._keys.serve)
+
+    def _tell(self, text: str, key: str) -> None:
+        self._master.actions.append(t.Tell(text, {"key": key}))
 
     def on_peer_lost(self, event: t.PeerLost, now: Now) -> None:
         self._peers.lose_peer(event.peer)
@@ -309,7 +343,7 @@ class Sessions:
             if worker.route is not None:
                 self._send(worker.route, wire.DrainPlease())
         elif worker is not None and event.verb == "resume":
-            self._master.health.resume(worker.host, now)
+            self._master.health.resume(worker.node, now)
         elif worker is not None:
             self._bury(worker, "an operator said that it is gone", now)
         self._master.actions.append(t.Answer(event.reply, worker is not None))

@@ -170,9 +170,14 @@ class WorkerVerb(Event, frozen=True):
 
 
 class SetKeys(Event, frozen=True):
-    """Who may connect to foremen: (public key, token name)."""
+    """Who may come in, and nobody else: whoever came with another key is not reached and not heard any more."""
 
-    keys: list[tuple[str, str]]
+    #: Public key, name, and end (wall clock; 0: none) of those of workers; foremen let these in.
+    workers: list[tuple[str, str, float]]
+    #: Names of those of foremen.
+    foremen: list[str]
+    #: Public key of the pair that foremen serve with.
+    serve: str = ""
 
 
 class Tick(Event, frozen=True):

@@ -146,16 +146,24 @@ class WorkerCore(Core):
             used = {token.cluster for token in self.attempts}
             for cluster in [c for c in self._bodies if c not in used]:
                 del self._bodies[cluster], self._needs[cluster]
-        self._bodies[message.cluster] = message.body
-        self._needs[message.cluster] = msgspec.msgpack.decode(message.body, type=Description).needs
+        try:
+            needs = msgspec.msgpack.decode(message.body, type=Description).needs
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            # Its tasks are refused as not described.
+            self.actions.append(Tell("a description cannot be read", {"reason": str(error)}))
+            return
+        self._bodies[message.cluster], self._needs[message.cluster] = message.body, needs
         if message.inline:
             self.actions.append(w.Describe(message.inline))
 
     def on_assign(self, message: wire.Assign, now: Now) -> None:
+        if len(message.deltas) not in (0, len(message.procs)):
+            self.actions.append(Tell("an assignment cannot be understood", {"cluster": message.cluster}))
+            return
         body, refused, reason = self._bodies.get(message.cluster), [], "full"
         taken: list[wire.Token] = []
         deltas: list[bytes] = []
-        for index, (proc, number) in enumerate(zip(message.procs, message.attempts, strict=True)):
+        for index, (proc, number) in enumerate(zip(message.procs, message.attempts, strict=False)):
             token = wire.Token(message.cluster, proc, number)
             if token in self.attempts or token in self.results:
                 continue

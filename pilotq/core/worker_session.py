@@ -67,7 +67,9 @@ class Session:
         self.welcomed = False
         self._beat_at = _NEVER
         low, high = BACKOFF_S
-        self._retry_at = now.boot + min(high, low * 2**self._tries) * (0.5 + self._options.spread)
+        pause = min(high, low * 2**self._tries) * (0.5 + self._options.spread)
+        # A socket that knocks by itself again and again must not put off the next way for ever.
+        self._retry_at = min(self._retry_at, now.boot + pause)
 
     def _connect(self, now: Now) -> None:
         """Try the next way."""

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from pilotq.keeper.talk import Launch
-from pilotq.model import Command, Description, Ended, Outcome, Usage
+from pilotq.model import REASON_CHARS_MAX, Command, Description, Ended, Outcome, Usage
 from pilotq.sandbox import marks
 from pilotq.sandbox.files import (
     JOB_AD_FILE,
@@ -102,7 +102,7 @@ class Attempt:
     def fail(self, outcome: Outcome, code: int, reason: str) -> None:
         """The first verdict stands."""
         if self.verdict is None:
-            self.verdict, self.code, self.reason = outcome, code, reason
+            self.verdict, self.code, self.reason = outcome, code, reason[: REASON_CHARS_MAX // 2]
 
     def fail_with(self, error: OSError, doing: str, otherwise: Outcome) -> None:
         """No space is `DISK` wherever it happens."""

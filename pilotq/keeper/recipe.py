@@ -17,6 +17,11 @@ from pilotq.sandbox.spares import Filling
 
 #: What a task sees of the worker's own environment, with all LC_*.
 PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ")
+#: What acts in a program before its first line. The wrapper is the site's: with one, no description sets these.
+BEFORE_FIRST_LINE = frozenset({
+    "LD_PRELOAD", "LD_AUDIT", "GLIBC_TUNABLES", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "IFS", "PERL5OPT",
+    "PERL5DB", "PYTHONSTARTUP", "PYTHONINSPECT", "RUBYOPT", "NODE_OPTIONS",
+})  # fmt: skip
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 #: Clusters whose recipes are remembered.
 _RECIPES_MAX = 16
@@ -93,7 +98,8 @@ class Recipe:
         """
         known = self._environment
         if known is None or known[0] is not d.env or known[1] != extra:
-            made = {**base, **d.env, "_CONDOR_SLOT": "slot1", **extra, "BATCH_SYSTEM": "HTCondor"}
+            own = _without_hooks(d.env) if d.wrapper else d.env
+            made = {**base, **own, "_CONDOR_SLOT": "slot1", **extra, "BATCH_SYSTEM": "HTCondor"}
             known = self._environment = (d.env, extra, encoded(made))
         return known[2]
 
@@ -105,6 +111,14 @@ class Recipe:
         if known is None or known.machine_ad != machine_ad:
             known = self._filling = _filling(d, machine_ad)
         return known
+
+
+def _without_hooks(env: dict[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in env.items()
+        if name not in BEFORE_FIRST_LINE and not name.startswith("BASH_FUNC_")
+    }
 
 
 def _filling(d: Description, machine_ad: str) -> Filling:

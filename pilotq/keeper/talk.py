@@ -16,6 +16,8 @@ _ROOM = bytes(_LENGTH.size)
 #: Bytes taken from the socket at once, about what it holds.
 _CHUNK = 1 << 18
 _DEAD_ENDS_MAX = 10_000
+#: A description, a delta, small files: far below this. Who says more is not to be believed.
+MESSAGE_BYTES_MAX = 64 << 20
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -169,7 +171,7 @@ class Pipe(Generic[T]):
         return True
 
     def get(self) -> list[T] | None:
-        """All complete messages that came; None when the other side is gone."""
+        """All complete messages that came; None when the other side is gone, or says something too long."""
         buffer = self._in
         try:
             with memoryview(buffer) as view:
@@ -184,7 +186,10 @@ class Pipe(Generic[T]):
         at, filled, end = 0, self._filled + count, 0
         with memoryview(buffer) as view:
             while filled - at >= _LENGTH.size:
-                end = at + _LENGTH.size + _LENGTH.unpack_from(view, at)[0]
+                size = _LENGTH.unpack_from(view, at)[0]
+                if size > MESSAGE_BYTES_MAX:
+                    return None
+                end = at + _LENGTH.size + size
                 if end > filled:
                     break
                 found.append(self._decoder.decode(view[at + _LENGTH.size : end]))

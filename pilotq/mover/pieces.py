@@ -26,7 +26,7 @@ def checked(digest: str) -> str:
 
 
 def sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -42,7 +42,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 def piece(path: Path, offset: int, length: int) -> tuple[int, bytes]:
     """Size of a file and a piece of it; (-1, nothing) when it is not there."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return -1, b""
     try:

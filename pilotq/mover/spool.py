@@ -119,7 +119,7 @@ class Pulling:
             sync_path(path)
 
     def _write(self, index: int, offset: int, data: bytes) -> None:
-        descriptor = os.open(self._folder / str(index), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._folder / str(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if os.pwrite(descriptor, data, offset) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -18,6 +18,8 @@ from pilotq.errors import UnavailableError
 log = logging.getLogger(__name__)
 
 START_S = 20.0
+#: Of one piece of an answer.
+PIECE_BYTES_MAX = 256 << 20
 #: Longest wait for a piece of an answer.
 PATIENCE_S = 60.0
 
@@ -87,6 +89,8 @@ class QueryProcess:
                 size = int.from_bytes(head, "big")
                 if not size:
                     return
+                if size > PIECE_BYTES_MAX:
+                    raise UnavailableError("the query process gave a broken answer", "try again")
                 yield await asyncio.wait_for(reader.readexactly(size), PATIENCE_S)
         except (OSError, EOFError, TimeoutError):
             raise UnavailableError("the query process broke off its answer", "try again") from None

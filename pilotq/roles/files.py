@@ -28,6 +28,8 @@ CACHE_BYTES_MAX = 10 << 30
 #: Bytes of one assignment message, unless one task needs more; bytes of files that come with one task.
 ASSIGN_BYTES_MAX = 1 << 20
 TASK_INLINE_BYTES_MAX = 256 << 10
+#: Requests of workers that wait at a foreman.
+WAITING_MAX = 100_000
 
 
 class _Files(msgspec.Struct):
@@ -194,8 +196,9 @@ class CachingRelay:
         self.cache = Cache(folder)
         self._ask, self._answer = ask, answer
         self._fetcher = Fetcher(self.cache)
-        #: Requests that wait for a file, by digest.
+        #: Requests that wait for a file, by digest; all of them.
         self._waiting: dict[str, list[tuple[bytes, wire.Get]]] = {}
+        self._count = 0
 
     def on_get(self, session: bytes, message: wire.Get) -> None:
         if self.cache.has(message.digest):
@@ -204,6 +207,10 @@ class CachingRelay:
         if not is_digest(message.digest):
             self._answer(session, wire.Chunk(message.digest, message.offset, -1, b""))
             return
+        if self._count >= WAITING_MAX:
+            self._answer(session, wire.Chunk(message.digest, message.offset, wire.NOT_NOW, b""))
+            return
+        self._count += 1
         self._waiting.setdefault(message.digest, []).append((session, message))
         self._fetcher.want(message.digest, -1)
         self._pump()
@@ -212,7 +219,9 @@ class CachingRelay:
         done = self._fetcher.on_chunk(message)
         if done is not None:
             size = wire.NOT_NOW if done.may_pass else wire.NOT_KEPT
-            for session, get in self._waiting.pop(done.digest, []):
+            waiting = self._waiting.pop(done.digest, [])
+            self._count -= len(waiting)
+            for session, get in waiting:
                 if done.reason:
                     self._answer(session, wire.Chunk(done.digest, get.offset, size, b""))
                 else:

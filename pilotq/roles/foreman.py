@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import socket
 from contextlib import ExitStack
@@ -12,12 +14,15 @@ from typing import Any
 import zmq
 
 from pilotq import __version__, keys, wire
+from pilotq.access import Role
 from pilotq.config import Settings
 from pilotq.core import foreman as f
 from pilotq.core.turn import Tell
 from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, tell, wait_for_any
+from pilotq.errors import UserError
 from pilotq.home import private_dir, state_dir_of, write_run_file
-from pilotq.link import Dialer, Listener, prove_closed, serving
+from pilotq.link import Dialer, Listener, serving
+from pilotq.proc import allow_many_files
 from pilotq.roles.files import CachingRelay
 
 
@@ -26,14 +31,22 @@ class Foreman:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.token = keys.read_token(Path(settings.foreman_token), "foreman")
+        self.token = self._read_token()
+        #: Public key of the pair the master wants our workers to be served with.
+        self.serve = ""
         self.port = settings.foreman_port()
         self.host = socket.gethostname()
         self.folder = private_dir(Path(settings.worker_workdir), "work directory") / self.host
         private_dir(self.folder, "work directory")
         self.leaving = ""
+        #: Tries to connect to the master; somebody was told that the token is too old.
+        self.tries = -1
+        self.is_told = False
 
-    async def serve(self, stop: asyncio.Event) -> int:
+    def _read_token(self) -> keys.Token:
+        return keys.read_token(Path(self.settings.foreman_token), "foreman")
+
+    async def run(self, stop: asyncio.Event) -> int:
         with ExitStack() as stack:
             await self._open(stack)
             return await self._until_the_end(stop)
@@ -41,14 +54,12 @@ class Foreman:
     async def _open(self, stack: ExitStack) -> None:
         self.context: Any = zmq.Context()
         stack.callback(self.context.destroy, linger=0)
-        self.authenticator = stack.enter_context(serving(keys.Authenticator(self.context)))
-        pair = keys.KeyPair(self.token.public, self.token.secret)
-        self.listener = Listener(
-            self.context, pair, self._from_below, lambda peer: self.engine.put(f.SessionLost(peer))
-        )
+        self.gate = stack.enter_context(serving(keys.Authenticator(self.context), self._fail))
+        pair = self.token.pairs()[0]
+        self.listener = Listener(self.context, pair, self.gate, self._from_below, self._on_lost)
         stack.callback(self.listener.close)
         self.port = self.listener.bind(self.settings.foreman_bind, self.port)
-        await prove_closed(self.context, self.port, pair.public)
+        await self.listener.prove_closed()
         self.name = f"{self.host}:{self.port}"
         self.files = CachingRelay(
             private_dir(self.folder / f"foreman-{self.port}", "work directory"),
@@ -67,6 +78,7 @@ class Foreman:
         self.engine.put(f.Tick())
         master = f"{self.settings.master_host}:{self.settings.master_port}"
         tell("foreman", "serving", {"port": self.port, "master": master, "pid": os.getpid()})
+        keys.warn_of_end(self.token, "foreman")
         notify("READY=1")
 
     async def _until_the_end(self, stop: asyncio.Event) -> int:
@@ -76,19 +88,41 @@ class Foreman:
                 self.engine.failed.result()
             if await exists(drain_file):
                 self.engine.put(f.Drain())
+            if self.serve not in ("", self.listener.public):
+                await self._change_keys()
             await wait_for_any(stop, self.engine.failed, 1.0)
         notify("STOPPING=1")
         tell("foreman", self.leaving or "stopped", {"foreman": self.name})
         await asyncio.sleep(0.1)  # lets the goodbye leave
         return 0
 
+    def _fail(self, error: Exception) -> None:
+        self.engine.fail(error)
+
+    async def _change_keys(self) -> None:
+        """Serve with the pair the master names, if the token has it by now."""
+        with contextlib.suppress(UserError):
+            self.token = self._read_token()
+        pair = next((one for one in self.token.pairs() if one.public == self.serve), None)
+        if pair is not None:
+            await self.listener.change_keys(pair)
+            tell("foreman", "serving with the next key", {"public": pair.public})
+        elif not self.is_told:
+            self.is_told = True
+            hint = {"file": self.settings.foreman_token}
+            tell("foreman", "the servers have new keys, copy the token of this foreman again", hint, logging.WARNING)
+
     def _dial(self) -> None:
         self._hang_up()
-        endpoint = f"tcp://{self.settings.master_host}:{self.settings.master_port}"
+        with contextlib.suppress(UserError):
+            # Somebody may have put a new one there.
+            self.token = self._read_token()
+        servers = self.token.servers(is_master=True)
+        self.tries += 1
         self.up = Dialer(
             self.context,
-            endpoint,
-            self.token.master,
+            f"tcp://{self.settings.master_host}:{self.settings.master_port}",
+            servers[self.tries % len(servers)],
             self.token,
             self._from_above,
             lambda: self.engine.put(f.AboveReset()),
@@ -99,9 +133,12 @@ class Foreman:
         if self.up is not None:
             self.up.close()
 
-    def _from_below(self, peer: bytes, user: str, parts: wire.Parts) -> None:
+    def _from_below(self, peer: bytes, key: keys.Key, parts: wire.Parts) -> None:
         if not any(parts[::2]):
-            self.engine.put(f.FromBelow(peer, parts[1::2]))
+            self.engine.put(f.FromBelow(wire.session_of(peer, key.name), parts[1::2]))
+
+    def _on_lost(self, session: bytes) -> None:
+        self.engine.put(f.SessionLost(session))
 
     def _from_above(self, parts: wire.Parts) -> None:
         self.engine.put(f.FromAbove(parts))
@@ -127,7 +164,8 @@ class Foreman:
             elif isinstance(action, f.FileArrived):
                 self.files.on_chunk(action.message)
             elif isinstance(action, f.Allow):
-                self.authenticator.allowed = {public: ("worker", name) for public, name in action.keys}
+                self.gate.allow((public, keys.Key(Role.WORKER, name)) for public, name in action.keys)
+                self.serve, self.is_told = action.serve, False
                 self.files.ask_again()
             elif isinstance(action, f.Connect):
                 self._dial()
@@ -144,6 +182,7 @@ def main(settings: Settings) -> int:
     """Run a foreman in the foreground until it is told to stop or has drained."""
 
     async def body(stop: asyncio.Event) -> int:
-        return await Foreman(settings).serve(stop)
+        return await Foreman(settings).run(stop)
 
+    allow_many_files()
     return run(body, settings.log_level)

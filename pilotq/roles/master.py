@@ -17,6 +17,7 @@ from typing import Any
 import zmq
 
 from pilotq import __version__, keys
+from pilotq.access import Role
 from pilotq.api import Api
 from pilotq.catalog import Catalog
 from pilotq.condor.expressions import valid
@@ -27,9 +28,10 @@ from pilotq.core.master import Limits, MasterCore
 from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, tell, wait_for_any
 from pilotq.errors import UserError
 from pilotq.home import home_of, state_dir_of, write_run_file
-from pilotq.link import Listener, prove_closed, serving
+from pilotq.link import Listener, serving
 from pilotq.model import FileRef, Resources
 from pilotq.mover import BlobStore
+from pilotq.proc import allow_many_files
 from pilotq.query.client import QueryProcess
 from pilotq.roles.collecting import Collector
 from pilotq.roles.office import Office
@@ -57,6 +59,8 @@ class Master:
         self.site = read_site(settings, self.blobs)
         self.performer = Performer(self.store, self.blobs, self.site.schedd_name)
         self.context: Any = zmq.Context()
+        #: As in force: see `_read_keys`.
+        self.known: tuple[dict[str, keys.Key], str] = ({}, "")
 
     async def serve(self, stop: asyncio.Event) -> int:
         async with AsyncExitStack() as stack:
@@ -81,14 +85,14 @@ class Master:
         stack.callback(self.engine.close)
         put = self.engine.put
         pair = keys.make_keys(self.home)
-        self.authenticator = stack.enter_context(serving(keys.Authenticator(self.context)))
-        listener = Listener(self.context, pair, performer.on_batch, lambda peer: put(t.PeerLost(peer)))
+        self.gate = stack.enter_context(serving(keys.Authenticator(self.context), self.engine.fail))
+        listener = Listener(self.context, pair, self.gate, performer.on_batch, lambda peer: put(t.PeerLost(peer)))
         stack.callback(listener.close)
         performer.listener = listener
         # Before the first knock: a key that is refused once is not tried again by itself.
-        self._set_keys(keys.authorized(self.home))
+        self._set_keys(*self._read_keys())
         self.port = listener.bind(settings.master_bind, settings.master_port)
-        await prove_closed(self.context, self.port, pair.public)
+        await listener.prove_closed()
         performer.collector = Collector(
             self.state / "spool",
             performer.send_now,
@@ -136,7 +140,7 @@ class Master:
                 self.engine.put(t.SetDrain(True))
             number = next(rounds)
             if number % 5 == 0:
-                self._set_keys(await asyncio.to_thread(keys.authorized, self.home))
+                await self._look_at_keys()
             if number % 3600 == 0:
                 await self._sweep()
             if not self.store.has_ballast:
@@ -153,11 +157,26 @@ class Master:
             used.add(self.site.wrapper_file.digest)
         await asyncio.to_thread(self.blobs.sweep, used, BLOB_AGE_S)
 
-    def _set_keys(self, known: dict[str, tuple[str, str]]) -> None:
-        if known != self.authenticator.allowed:
-            self.authenticator.allowed = known
-            workers = [(public, name) for public, (role, name) in known.items() if role == "worker"]
-            self.engine.put(t.SetKeys(workers))
+    def _read_keys(self) -> tuple[dict[str, keys.Key], str]:
+        """Who may come in, and the public key that foremen serve with."""
+        return keys.authorized(self.home), keys.server_pair(self.home, "foreman").public
+
+    def _set_keys(self, known: dict[str, keys.Key], serve: str) -> None:
+        if (known, serve) == self.known:
+            return
+        self.known = (known, serve)
+        self.gate.allow(known.items())
+        workers = [(public, one.name, one.expires_at) for public, one in known.items() if one.role == Role.WORKER]
+        foremen = [one.name for one in known.values() if one.role == Role.FOREMAN]
+        self.engine.put(t.SetKeys(workers, foremen, serve))
+
+    async def _look_at_keys(self) -> None:
+        """What an operator changed, and what expired."""
+        pair = await asyncio.to_thread(keys.server_pair, self.home, "master")
+        self._set_keys(*await asyncio.to_thread(self._read_keys))
+        if pair.public != self.performer.listener.public:
+            await self.performer.listener.change_keys(pair)
+            tell("master", "serving with its next key", {"public": pair.public})
 
 
 def read_site(settings: Settings, blobs: BlobStore) -> Site:
@@ -214,4 +233,5 @@ def _write(path: Path, text: str) -> None:
 
 def main(settings: Settings) -> int:
     """Run the master in the foreground until it is told to stop or has drained."""
+    allow_many_files()
     return run(lambda stop: Master(settings).serve(stop), settings.log_level)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from pilotq import wire
+from pilotq.access import Role, may_send
 from pilotq.condor.expressions import compiled, truth
 from pilotq.condor.jobad import Job, Template, body_of
 from pilotq.core import turn as t
@@ -18,6 +19,7 @@ from pilotq.core.records import Record
 from pilotq.core.tasks import Cluster
 from pilotq.daemon import Engine, tell
 from pilotq.errors import PeerError
+from pilotq.keys import Key
 from pilotq.link import Listener
 from pilotq.model import Facts, FileRef
 from pilotq.mover import BlobStore
@@ -59,21 +61,23 @@ class Performer:
         #: After which all is sent that nobody waits for.
         self._idle_send: asyncio.TimerHandle | None = None
 
-    def on_batch(self, peer: bytes, user: str, frames: wire.Parts) -> None:
-        role, _, name = user.partition(":")
+    def on_batch(self, peer: bytes, key: Key, frames: wire.Parts) -> None:
         for session, payload in zip(frames[::2], frames[1::2], strict=True):
             route = t.Route(peer, session)
             try:
                 message = wire.unpack(payload)
             except PeerError as error:
-                tell("link", "not a message of ours", {"key": user, "reason": str(error)}, logging.WARNING)
+                tell("link", "not a message of ours", {"key": key.name, "reason": str(error)}, logging.WARNING)
                 continue
-            if isinstance(message, wire.Get):
+            # Of files the core knows nothing; all else it judges itself.
+            if not isinstance(message, wire.Get | wire.Data):
+                self.engine.put(t.FromPeer(route, key.role, key.name, message))
+            elif not may_send(Role.WORKER if session else key.role, type(message)):
+                tell("link", "message not allowed for this key", {"key": key.name}, logging.WARNING)
+            elif isinstance(message, wire.Get):
                 self._serve_file(route, message)
-            elif isinstance(message, wire.Data):
-                self.collector.on_data(route, message)
             else:
-                self.engine.put(t.FromPeer(route, role, name, message))
+                self.collector.on_data(route, message)
 
     def _serve_file(self, route: t.Route, message: wire.Get) -> None:
         try:

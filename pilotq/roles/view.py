@@ -48,7 +48,7 @@ def _worker_view(worker: Worker, core: MasterCore, boot: float) -> dict[str, Any
         state = "lost"
     elif worker.offer.draining or worker.drain_wanted:
         state = "draining"
-    elif core.health.is_suspended(worker.host):
+    elif core.health.is_suspended(worker.node):
         state = "suspended"
     foreman = core.peers.foremen.get(worker.route.peer) if worker.route else None
     return {

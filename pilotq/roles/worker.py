@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import os
@@ -20,7 +21,7 @@ from pilotq.core import worker_turn as w
 from pilotq.core.turn import Tell
 from pilotq.core.worker import Options, WorkerCore
 from pilotq.daemon import Engine, Watchdog, exists, notify, read_clocks, run, tell, wait_for_any
-from pilotq.errors import PeerError
+from pilotq.errors import PeerError, UserError
 from pilotq.home import state_dir_of, write_run_file
 from pilotq.keeper import talk
 from pilotq.keeper.keepers import Event as KeeperEvent
@@ -102,9 +103,9 @@ class Worker:
         self._write_status()
         self.engine.put(w.Tick())
         where = ", ".join(str(endpoint) for endpoint in self.endpoints[:8])
-        tell(
-            "worker", "serving", {"cores": self.capacity.cpus, "connects to": where, "cgroups": self.bounds.group.mode}
-        )
+        facts = {"cores": self.capacity.cpus, "connects to": where, "cgroups": self.bounds.group.mode}
+        tell("worker", "serving", {**facts, "pid": os.getpid()})
+        keys.warn_of_end(self.token, "worker")
         name = Path(self.folder.path).name.replace(self.host, "worker", 1)
         run_file = write_run_file(state_dir_of(settings), name, role="worker", version=__version__)
         notify("READY=1")
@@ -148,11 +149,15 @@ class Worker:
     def _connect(self, link: int) -> None:
         if self.up is not None:
             self.up.close()
-        endpoint = self.endpoints[(self.offset + link) % len(self.endpoints)]
+        with contextlib.suppress(UserError):
+            # Somebody may have put a new one there.
+            self.token = keys.read_token(Path(self.settings.worker_token), "worker")
+        ways = [(one, server) for one in self.endpoints for server in self.token.servers(one.is_master)]
+        endpoint, server = ways[(self.offset + link) % len(ways)]
         self.up = Dialer(
             self.context,
             f"tcp://{endpoint}",
-            self.token.master if endpoint.is_master else self.token.foreman,
+            server,
             self.token,
             lambda frames: self._on_batch(link, frames),
             lambda: self.engine.put(w.LinkLost(link)),

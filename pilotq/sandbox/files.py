@@ -4,7 +4,7 @@ What may take long is a generator that yields now and then, so that one thread c
 end with `exhaust` when there is nothing else to do.
 
 No name from outside leads out of the sandbox: names are relative and without "..", and a symbolic link is followed only
-when it ends inside.
+when it ends inside. Files are opened part by part (`pilotq.beneath`), as other tasks may exchange what is there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
+from pilotq.beneath import open_file, open_folder
 from pilotq.model import STDERR, STDOUT, Description, FileRef, OutputFile
 from pilotq.wire import INLINE_BYTES_MAX, Buffer
 
@@ -38,7 +39,8 @@ _COPY_BYTES = 8 << 20
 _ENTRIES = 500
 #: Staged files are made to look so much older, because file systems have coarse clocks: any later change shows.
 _OLDER_NS = 10_000_000_000
-_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
+#: How files of a sandbox are opened: other tasks may have put a link there, or a FIFO, which must not stop us.
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_REFLINK = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF})
 
 #: What tells a changed file: moments of change of its content, and of anything; then mode, inode, device, links, owner,
@@ -94,38 +96,66 @@ def stage(
     Raises: OSError with the name of the file in the sandbox.
     """
     executable = {os.path.normpath(name) for name in executables}
-    made: set[str] = set()
     prints: dict[str, Print] = {}
-    top = os.open(sandbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folders = _Folders(sandbox)
     try:
         for ref in files:
             name = confined(ref.name)
-            parent = os.path.dirname(name)
-            if parent and parent not in made:
-                os.makedirs(os.path.join(sandbox, parent), 0o755, exist_ok=True)
-                made.add(parent)
             mode = 0o755 if name in executable else ref.mode & 0o777 | 0o600
             data = inline.get(ref.digest)
             try:
+                folder, base = folders.of(name)
                 if data is None:
-                    found = yield from _copy(os.path.join(cache, ref.digest), top, name, ref.size_bytes, mode)
+                    found = yield from _copy(os.path.join(cache, ref.digest), folder, base, ref.size_bytes, mode)
                 else:
-                    found = write(name, data, mode, top)
+                    found = write(base, data, mode, folder)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, ref.name) from None
-            if not parent:
+            if folder == folders.top:
                 prints[name] = found
     finally:
-        os.close(top)
-    for name in {parent.partition("/")[0] for parent in made}:
+        folders.close()
+    for name in folders.made:
         prints[name] = print_of(os.lstat(f"{sandbox}/{name}"))
     return prints
 
 
-def _copy(source: str, top: int, name: str, size: int, mode: int) -> Generator[None, None, Print]:
-    reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+class _Folders:
+    """A sandbox while files are put into it: its own directory stays open, and the last one that was needed in it."""
+
+    def __init__(self, sandbox: str) -> None:
+        self.top = self._last = os.open(sandbox, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
+        self._below = ""
+        #: Directories on the top level.
+        self.made: set[str] = set()
+
+    def of(self, name: str) -> tuple[int, str]:
+        """The directory that a file belongs in, made if need be, and the name it has there.
+
+        Raises: OSError when it cannot be made, or there is a link or a file in its place.
+        """
+        below, _, base = name.rpartition("/")
+        if below != self._below:
+            self._leave()
+            if below:
+                self._last, self._below = open_folder(self.top, below, 0o755), below
+                self.made.add(below.partition("/")[0])
+        return self._last, base
+
+    def _leave(self) -> None:
+        last, self._last, self._below = self._last, self.top, ""
+        if last != self.top:
+            os.close(last)
+
+    def close(self) -> None:
+        self._leave()
+        os.close(self.top)
+
+
+def _copy(source: str, folder: int, name: str, size: int, mode: int) -> Generator[None, None, Print]:
+    reader = os.open(source, os.O_RDONLY | _SAFE)
     try:
-        writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFE, mode, dir_fd=top)
+        writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFE, mode, dir_fd=folder)
         try:
             # copy_file_range shares blocks where the file system can; it does not work between all of them.
             share = True
@@ -154,9 +184,9 @@ def _copy(source: str, top: int, name: str, size: int, mode: int) -> Generator[N
         os.close(reader)
 
 
-def write(path: str, data: Buffer, mode: int = 0o644, top: int | None = None) -> Print:
-    """A new small file; a relative path is below the directory `top`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, mode, dir_fd=top)
+def write(path: str, data: Buffer, mode: int = 0o644, folder: int | None = None) -> Print:
+    """A new small file; with `folder` the path is a name in that directory."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, mode, dir_fd=folder)
     try:
         return _fill(fd, data)
     finally:
@@ -169,7 +199,7 @@ def put(path: str, data: bytes, *, is_there: bool = False, is_old: bool = False)
     One that is there is not truncated first: some file systems then write it to the disk at once.
     """
     new = 0 if is_there else os.O_CREAT | os.O_EXCL
-    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o644)
+    fd = os.open(path, os.O_WRONLY | _SAFE | new, 0o644)
     try:
         if data and os.pwrite(fd, data, 0) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
@@ -280,7 +310,7 @@ class _Outputs:
             self.code, self.problem = code, f"Cannot send output file {name!r}: (errno={code}: '{text}')"
 
     def add(self, name: str, status: os.stat_result, path: str) -> None:
-        """Take a regular file of the sandbox whose path is known to stay inside."""
+        """Take a regular file; the path is that in the sandbox, links resolved."""
         if name in self.found:
             return
         try:
@@ -297,7 +327,7 @@ class _Outputs:
             data = b""
         elif size <= INLINE_BYTES_MAX and self._inline_bytes + size <= INLINE_BYTES_SUM:
             try:
-                data = _read(path, 0, size)
+                data = _read(self.sandbox, path, 0, size)
             except OSError as error:
                 self.fail(name, error.errno or errno.EIO, error.strerror or str(error))
                 return
@@ -325,14 +355,14 @@ def collect(
         if kept:
             found = top.get(_STREAMS[name])
             if found is not None and stat.S_ISREG(found.st_mode) and (found.st_size or found.st_mode & 0o777 != 0o644):
-                out.add(name, found, f"{sandbox}/{_STREAMS[name]}")
+                out.add(name, found, _STREAMS[name])
             else:
                 out.found[name] = _NOTHING[name]
     if wanted and description.outputs is None:
         for name in sorted(top.keys() - OWN_FILES):
             status = top[name]
             if stat.S_ISREG(status.st_mode) and _has_other_content(status, (before or {}).get(name)):
-                out.add(name, status, f"{sandbox}/{name}")
+                out.add(name, status, name)
     elif wanted:
         for name in description.outputs or []:
             yield from _listed(out, name)
@@ -344,22 +374,22 @@ def _listed(out: _Outputs, asked: str) -> Generator[None, None, None]:
     try:
         name = confined(asked)
         path = _inside(out.sandbox, name)
-        status = os.lstat(path)
+        status = os.lstat(os.path.join(out.sandbox, path))
     except OSError as error:
         return out.fail(asked, error.errno or errno.EIO, error.strerror or str(error))
     if stat.S_ISREG(status.st_mode):
         return out.add(name, status, path)
     if not stat.S_ISDIR(status.st_mode):
         return out.fail(asked, errno.EINVAL, "it is not a regular file")
-    for count, (below, found) in enumerate(_tree(path), 1):
+    for count, (below, found) in enumerate(_tree(os.path.join(out.sandbox, path)), 1):
         if stat.S_ISREG(found.st_mode):
-            out.add(f"{name}/{below}", found, os.path.join(path, below))
+            out.add(f"{name}/{below}", found, f"{path}/{below}")
         if not count % _ENTRIES:
             yield
 
 
 def _inside(sandbox: str, name: str) -> str:
-    """The real path of a name, links resolved.
+    """The path of a name in the sandbox, links resolved.
 
     Raises: PermissionError when a link leads out of the sandbox; OSError when there is no such file.
     """
@@ -367,12 +397,12 @@ def _inside(sandbox: str, name: str) -> str:
     path = os.path.realpath(os.path.join(root, name), strict=True)
     if not path.startswith(root + "/"):
         raise PermissionError(errno.EPERM, "it is a link that leads out of the sandbox", name)
-    return path
+    return path[len(root) + 1 :]
 
 
-def _read(path: str, offset: int, length: int) -> bytes:
+def _read(sandbox: str, path: str, offset: int, length: int) -> bytes:
     # O_NONBLOCK: a FIFO put there must not stop us.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = open_file(sandbox, path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)
@@ -386,7 +416,7 @@ def read_output(sandbox: str, name: str, offset: int, length: int) -> bytes:
 
     Raises: OSError when it is not there, not a regular file, or not inside the sandbox.
     """
-    return _read(_inside(sandbox, _STREAMS.get(name) or confined(name)), offset, length)
+    return _read(sandbox, _inside(sandbox, _STREAMS.get(name) or confined(name)), offset, length)
 
 
 # ---- gone ------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Spares:
             if name not in prints:
                 prints[name] = put(f"{sandbox}/{name}", b"")
         if others:
-            top = os.open(sandbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            top = os.open(sandbox, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 for is_there, file in others:
                     prints[file.name] = rewrite(file.name, inline[file.digest], is_there.size_bytes, top)

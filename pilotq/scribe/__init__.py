@@ -14,8 +14,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 import pilotq
 from pilotq.core.records import Note
+from pilotq.errors import InternalError
 from pilotq.scribe.messages import Done, Hand, Retry, ToScribe, Wake, pack, split, unpack_from_scribe
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ WAKE_S = 0.05
 _FEW = 4
 #: Notes that may be in its hands; what is more waits on disk.
 IN_HAND_MAX = 200
+#: Bytes of notes that are handed over at once.
+HAND_BYTES_MAX = 8 << 20
 
 __all__ = ["Scribe"]
 
@@ -77,15 +82,18 @@ class Scribe:
     def hand(self, notes: list[Note]) -> None:
         """Notes it may write before they are committed; `wake` follows in any case.
 
-        While it has enough to do it is not given them: then it finds them in the outbox.
+        While it has enough to do, or they are large, it is not given them: then it finds them in the outbox.
         """
         stdin = self._process.stdin if self._process is not None else None
         if stdin is None or len(self._in_hand) >= IN_HAND_MAX or stdin.transport.get_write_buffer_size():
             return
+        data = pack(Hand(notes))
+        if len(data) > HAND_BYTES_MAX:
+            return
         self._in_hand.update(note.n for note in notes)
         if notes[0].n == self._known + 1 and notes[-1].n == self._known + len(notes):
             self._known += len(notes)
-        self._send(Hand(notes))
+        self._write(data)
 
     def wake(self, n: int) -> None:
         """Notes up to this number are committed."""
@@ -131,9 +139,12 @@ class Scribe:
                 await asyncio.wait([self._serving], timeout=END_S)
 
     def _send(self, message: ToScribe) -> None:
+        self._write(pack(message))
+
+    def _write(self, data: bytes) -> None:
         process = self._process
         if process is not None and process.stdin is not None and not process.stdin.is_closing():
-            process.stdin.write(pack(message))
+            process.stdin.write(data)
 
     async def _start_process(self) -> None:
         path = os.pathsep.join(filter(None, [str(Path(pilotq.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
@@ -155,8 +166,13 @@ class Scribe:
         delay_s = RESTART_S
         while True:
             assert self._process is not None
-            if await self._listen(self._process):
-                delay_s = RESTART_S
+            try:
+                if await self._listen(self._process):
+                    delay_s = RESTART_S
+            except (InternalError, msgspec.MsgspecError, ValueError) as error:
+                log.error("the scribe is not understood", extra={"facts": {"reason": str(error)}})
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
             code = await self._process.wait()
             self._process = None
             if self._is_closing:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from pilotq.core.records import Note
+from pilotq.errors import InternalError
 
 #: Bytes before each message: its length, big endian.
 PREFIX_BYTES = 4
+MESSAGE_BYTES_MAX = 64 << 20
 
 
 class Wake(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -69,10 +71,16 @@ def unpack_from_scribe(data: bytes) -> FromScribe:
 
 
 def split(buffer: bytearray) -> list[bytes]:
-    """Take all whole messages off the front of a buffer."""
+    """Take all whole messages off the front of a buffer.
+
+    Raises: InternalError when one is too long: the two do not understand each other.
+    """
     found = []
     while len(buffer) >= PREFIX_BYTES:
-        end = PREFIX_BYTES + int.from_bytes(buffer[:PREFIX_BYTES], "big")
+        size = int.from_bytes(buffer[:PREFIX_BYTES], "big")
+        if size > MESSAGE_BYTES_MAX:
+            raise InternalError(f"a message of {size} bytes between master and scribe")
+        end = PREFIX_BYTES + size
         if len(buffer) < end:
             break
         found.append(bytes(buffer[PREFIX_BYTES:end]))

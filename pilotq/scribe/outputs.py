@@ -16,6 +16,7 @@ import stat
 import threading
 from typing import NamedTuple
 
+from pilotq.beneath import open_folder
 from pilotq.core.records import Note
 from pilotq.model import STDERR, STDOUT
 from pilotq.scribe.lanes import Item
@@ -32,7 +33,6 @@ _NULL = os.makedev(1, 3)
 _MODE = 0o664
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class _File(NamedTuple):
@@ -170,15 +170,10 @@ class Deliveries:
         """Write a file under another name first, so that nobody ever sees a part of it."""
         output = note.outputs[index]
         _check(output.name)
-        target = _remapped(output.name, places)
-        if target == "/dev/null":
+        root, below, base = _place(output.name, places)
+        if f"{root}/{base}" == "/dev/null":
             return
-        if target is None:
-            below, base = os.path.split(output.name)
-            folder = self._folder(item, places.iwd, below)
-        else:
-            above, base = os.path.split(target)
-            folder = self._folder(item, above)
+        folder = self._folder(item, root, below)
         mark = f"{note.cluster}.{note.proc}.{index}"
         part = f".{base.encode('utf-8', 'surrogateescape')[:100].decode('utf-8', 'ignore')}.{mark}.part"
         _unlink(part, folder)
@@ -204,7 +199,7 @@ class Deliveries:
         """An open directory; `below` is made where it is not there, and no link in it is followed."""
         known = self._folders.get((root, below))
         if known is None:
-            known = self._folders[root, below] = (_open_folder(root, below), [])
+            known = self._folders[root, below] = (_open(root, below), [])
             self._open += 1
         known[1].append(item)
         return known[0]
@@ -279,47 +274,35 @@ def _check(name: str) -> None:
         raise OSError(errno.EINVAL, f"the worker named it {name!r}, which is not a name below a directory")
 
 
-def _remapped(name: str, places: Places) -> str | None:
-    """The destination a user gave for a file, or for a directory it is in; None: he did not."""
+def _place(name: str, places: Places) -> tuple[str, str, str]:
+    """Where a file goes: a directory its user named, what is below that by the worker's word, and the file's name."""
+    folder, base = os.path.split(name)
     if not places.remaps:
-        return None
+        return places.iwd, folder, base
     target = places.remaps.get(name)
     if target is not None:
         target = os.path.join(places.iwd, target)
-        return os.path.join(target, os.path.basename(name)) if target.endswith("/") else target
-    folder, rest = os.path.dirname(name), os.path.basename(name)
+        root, own = os.path.split(target)
+        return root, "", own or base
+    below = ""
     while folder:
         target = places.remaps.get(folder)
         if target is not None:
-            target = os.path.join(places.iwd, target, rest)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            return target
-        rest = f"{os.path.basename(folder)}/{rest}"
-        folder = os.path.dirname(folder)
-    return None
+            root = os.path.join(places.iwd, target)
+            os.makedirs(root, exist_ok=True)
+            return root, below, base
+        folder, last = os.path.split(folder)
+        below = f"{last}/{below}" if below else last
+    return places.iwd, os.path.dirname(name), base
 
 
-def _open_folder(root: str, below: str) -> int:
-    descriptor = os.open(root, _DIRECTORY)
-    path = root
+def _open(root: str, below: str) -> int:
     try:
-        for part in below.split("/") if below else ():
-            path = os.path.join(path, part)
-            try:
-                inner = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
-            except FileNotFoundError:
-                os.mkdir(part, 0o777, dir_fd=descriptor)
-                inner = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
-            except OSError as error:
-                if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                    raise OSError(errno.ENOTDIR, f"{path} is a link or no directory; a remap may lead there") from None
-                raise
-            os.close(descriptor)
-            descriptor = inner
-    except OSError:
-        os.close(descriptor)
+        return open_folder(root, below, 0o777)
+    except OSError as error:
+        if error.errno == errno.ENOTDIR and below:
+            raise OSError(errno.ENOTDIR, f"{error.strerror}; a remap may lead there", error.filename) from None
         raise
-    return descriptor
 
 
 def sync_folder_of(path: str) -> None:

@@ -13,7 +13,7 @@ from pilotq.core import foreman as f
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
 from pilotq.core.master import Limits
-from pilotq.core.turn import Now
+from pilotq.core.turn import Now, Route
 from pilotq.errors import PeerError
 from pilotq.model import Ended, Outcome, OutputFile, Resources, State
 from pilotq.mover import BlobStore
@@ -171,6 +171,19 @@ def test_nothing_is_kept_of_connections_that_are_gone() -> None:
     assert len(world.master.peers.told) <= 1
 
 
+def test_a_way_that_breaks_all_the_time_does_not_put_off_the_next_one() -> None:
+    """Whose key is refused is told so with every knock of its socket."""
+    world = World()
+    node = Node(world, "node")
+    node.cut = True
+    link = node.core.session.link
+    for _ in range(60):
+        world.now = Now(world.now.boot + 0.2, world.now.wall + 0.2)
+        node.do(w.LinkLost(node.core.session.link))
+        world.tick()
+    assert node.core.session.link > link + 2
+
+
 # ---- foreman, files
 
 
@@ -228,6 +241,18 @@ def test_files_are_asked_for_by_digest_only(tmp_path: Path) -> None:
     assert [answer.size for answer in answers] == [-1]
 
 
+def test_requests_for_files_do_not_pile_up_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilotq.roles.files.WAITING_MAX", 5)
+    answers: list[Any] = []
+    relay = CachingRelay(tmp_path, lambda message: None, lambda session, message: answers.append(message))
+    for number in range(7):
+        relay.on_get(b"s", wire.Get(f"{number:064x}", 0))
+    assert [answer.size for answer in answers] == [wire.NOT_NOW] * 2
+    relay.on_chunk(wire.Chunk(f"{0:064x}", 0, wire.NOT_KEPT, b""))
+    relay.on_get(b"s", wire.Get(f"{8:064x}", 0))
+    assert [answer.size for answer in answers] == [wire.NOT_NOW] * 2 + [wire.NOT_KEPT]
+
+
 def test_offsets_beyond_any_file(tmp_path: Path) -> None:
     store = BlobStore(tmp_path / "blobs")
     (tmp_path / "x").write_text("hi")
@@ -236,9 +261,11 @@ def test_offsets_beyond_any_file(tmp_path: Path) -> None:
 
 
 def test_a_key_file_that_is_none(tmp_path: Path) -> None:
-    keys.authorize(tmp_path, "worker", "site", "abc")
+    keys.authorize(tmp_path, "worker", "site", "k" * 40)
     (tmp_path / "keys/authorized/worker/x.pub").write_bytes(b"\xff\xfe")
-    assert keys.authorized(tmp_path) == {"abc": ("worker", "site")}
+    (tmp_path / "keys/authorized/worker/y.pub").write_text("l" * 40 + " some day\n")
+    (tmp_path / "keys/authorized/worker/z.pub").write_text("short\n")
+    assert keys.authorized(tmp_path) == {"k" * 40: keys.Key("worker", "site")}
 
 
 async def test_a_result_told_again_while_its_outputs_are_synced(tmp_path: Path) -> None:
@@ -258,3 +285,66 @@ async def test_a_result_told_again_while_its_outputs_are_synced(tmp_path: Path) 
     await asyncio.wait_for(ready.wait(), 5)
     assert done == [(token, "", False)]
     assert (tmp_path / "1.0.1/0").read_bytes() == b"hello"
+
+
+# ---- found by fuzzing
+
+
+def test_a_worker_that_refuses_what_runs_keeps_it_until_its_inventory_says_otherwise() -> None:
+    world = World()
+    Node(world, "node")
+    cluster = world.submit(1)
+    token = wire.Token(cluster, 0, 1)
+    assert world.state(cluster) == State.RUNNING
+    world.do(t.FromPeer(Route(b"node/1", b""), "worker", "site", wire.Refuse([token], "full")))
+    assert world.state(cluster) == State.RUNNING
+    assert world.master.peers.workers["node"].tasks == [(cluster, 0)], "lost by nobody"
+
+
+def test_a_worker_does_not_take_what_another_runs() -> None:
+    world = World()
+    Node(world, "node")
+    cluster = world.submit(1)
+    token, offer = wire.Token(cluster, 0, 1), wire.Offer(Resources(1))
+    hello = wire.Hello(wire.PROTOCOL, "other", 1, "h", 1, "v", offer, [token], [token], [])
+    world.do(t.FromPeer(Route(b"other", b""), "worker", "site", hello))
+    assert world.master.peers.workers["node"].tasks == [(cluster, 0)]
+    assert list(world.master.peers.workers["other"].ending) == [token], "it was told to end its copy"
+    world.master.check()
+
+
+def test_a_late_result_is_collected_from_a_worker_that_runs_the_task_again() -> None:
+    world = World()
+    node = Node(world, "node")
+    cluster = world.submit(1)
+    first = wire.Token(cluster, 0, 1)
+    route = Route(node.peer, b"")
+    world.do(t.FromPeer(route, "worker", "site", wire.Result([first], [Ended(Outcome.EVICTED)])))
+    late = Ended(Outcome.OK, outputs=[OutputFile("big", 1 << 20, 0o644)])
+    for _ in range(2):
+        world.do(t.FromPeer(route, "worker", "site", wire.Result([first], [late])))
+        world.pass_time(15)
+    world.do(t.Collected(first, "", False))
+    world.deliver()
+    assert world.state(cluster) == State.STAGING_OUT, "its end is written now"
+    world.master.check()
+
+
+def test_descriptions_and_assignments_that_cannot_be_read() -> None:
+    world = World()
+    node = Node(world, "node")
+    for body in (b"", b"\x81\xa4argv\x01", b"\x81\xa4argv\x91\xa2\xff\xfe", b"\x81\xff"):
+        node.do(w.FromMaster(node.core.session.link, wire.Describe(99, body)))
+        node.do(w.FromMaster(node.core.session.link, wire.Assign(99, [0], [1])))
+    node.do(w.FromMaster(node.core.session.link, wire.Assign(99, [0, 1], [1])))
+    node.do(w.FromMaster(node.core.session.link, wire.Assign(99, [0, 1], [1, 1], [b""])))
+    assert not node.core.attempts
+
+
+def test_text_that_is_not_utf8_is_no_message() -> None:
+    for payload in (b"\x92\xa7Goodbye\xa2\xff\xfe", b"\x92\xa2\xff\xfe\x01"):
+        with pytest.raises(PeerError):
+            wire.unpack(payload)
+    core, now = foreman()
+    core.handle(f.FromBelow(b"s", [b"\x94\xa3Get\xa2\xff\xfe\x00\x01"]), now)
+    core.handle(f.FromAbove([b"", b"\x92\xa7Goodbye\xa2\xff\xfe", b"s", b"\x94\xa6Assign\xa1\xff\x90\x90"]), now)

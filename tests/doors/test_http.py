@@ -18,7 +18,7 @@ class Door:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_open = True
-        self.server = HttpServer(self._answer, lambda uid: self.is_open)
+        self.server = HttpServer(self._answer, lambda uid: "admin" if self.is_open else "")
         self.waiting, self.go_on = asyncio.Event(), asyncio.Event()
         self.uploaded = b""
 

@@ -25,22 +25,23 @@ class Server:
         self.context: Any = zmq.Context()
         self.pair = keys.make_keys(home)
         self.token = keys.read_token(home / "worker.token", "worker")
-        self.authenticator = keys.Authenticator(self.context)
-        self.authenticator.allowed = keys.authorized(home)
-        self.got: list[tuple[bytes, str, list[bytes]]] = []
+        self.gate = keys.Authenticator(self.context)
+        self.gate.allow(keys.authorized(home).items())
+        self.failures: list[Exception] = []
+        self.got: list[tuple[bytes, keys.Key, list[bytes]]] = []
         self.lost: list[bytes] = []
         self.came = asyncio.Event()
-        self.listener = Listener(self.context, self.pair, self._on_batch, self.lost.append)
+        self.listener = Listener(self.context, self.pair, self.gate, self._on_batch, self.lost.append)
         self.port = self.listener.bind("127.0.0.1", 0)
         self.dialers: list[Dialer] = []
         self.stack = contextlib.ExitStack()
 
     def start(self) -> None:
-        self.stack.enter_context(serving(self.authenticator))
+        self.stack.enter_context(serving(self.gate, self.failures.append))
         self.listener.start()
 
-    def _on_batch(self, peer: bytes, user: str, parts: list[bytes]) -> None:
-        self.got.append((peer, user, parts))
+    def _on_batch(self, peer: bytes, key: keys.Key, parts: list[bytes]) -> None:
+        self.got.append((peer, key, parts))
         self.came.set()
 
     def dial(self, token: keys.Token, on_batch: Callable[[list[bytes]], None], on_lost: Callable[[], None]) -> Dialer:
@@ -54,7 +55,7 @@ class Server:
             dialer.close()
         self.listener.close()
         self.stack.close()
-        self.authenticator.close()
+        self.gate.close()
         self.context.destroy(linger=0)
 
 
@@ -84,8 +85,8 @@ async def test_a_batch_there_and_back(server: Server) -> None:
     dialer.send(b"s", b"two")
     dialer.flush()
     await asyncio.wait_for(server.came.wait(), 5)
-    peer, user, parts = server.got[0]
-    assert user == "worker:site", "the role comes from the key"
+    peer, key, parts = server.got[0]
+    assert key == keys.Key("worker", "site"), "role and name come from the key"
     assert parts == [b"", b"one", b"s", b"two"]
     server.listener.send(peer, b"", b"answer")
     server.listener.flush()
@@ -101,7 +102,7 @@ async def test_a_strange_key_gets_nothing(server: Server) -> None:
     dialer.flush()
     await asyncio.wait_for(refused.wait(), 5)
     assert not server.got
-    assert server.authenticator.refused
+    assert server.gate.refused
 
 
 async def test_no_key_gets_nothing(server: Server) -> None:
@@ -110,7 +111,7 @@ async def test_no_key_gets_nothing(server: Server) -> None:
     try:
         socket.connect(f"tcp://127.0.0.1:{server.port}")
         socket.send_multipart(next(wire.join([b"", b"let me in"])))
-        await prove_closed(server.context, server.port, server.pair.public)
+        await server.listener.prove_closed()
         assert not server.got
     finally:
         socket.close()
@@ -144,19 +145,30 @@ async def test_nobody_gets_in_when_the_authenticator_is_gone(server: Server) -> 
 
 
 async def test_the_self_test_refuses_an_open_port(server: Server) -> None:
-    server.authenticator.close()
+    server.gate.close()
     open_socket = new_socket(server.context, zmq.ROUTER)
     try:
         open_socket.bind("tcp://127.0.0.1:*")
-        port = int(open_socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        endpoint = open_socket.getsockopt_string(zmq.LAST_ENDPOINT)
         with pytest.raises(InternalError, match="does not refuse"):
-            await prove_closed(server.context, port, server.pair.public, timeout_s=1.0)
+            await prove_closed(server.context, endpoint, server.pair.public, timeout_s=1.0)
     finally:
         open_socket.close()
 
 
+async def test_the_self_test_knocks_where_the_server_listens(server: Server) -> None:
+    server.start()
+    other = Listener(server.context, server.pair, server.gate, server._on_batch, server.lost.append)
+    try:
+        other.bind("127.0.0.2", 0)
+        other.start()
+        await other.prove_closed()
+    finally:
+        other.close()
+
+
 async def test_an_occupied_port_is_one_clear_line(server: Server) -> None:
-    other = Listener(server.context, server.pair, server._on_batch, server.lost.append)
+    other = Listener(server.context, server.pair, server.gate, server._on_batch, server.lost.append)
     try:
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{server.port}"):
             other.bind("127.0.0.1", server.port)
@@ -255,6 +267,21 @@ async def test_large_payloads_are_passed_on_as_they_came(server: Server) -> None
     server.listener.flush()
     await asyncio.wait_for(answered.wait(), 5)
     assert back == sent
+
+
+async def test_a_message_of_too_many_frames_is_passed_over_to_its_end(server: Server) -> None:
+    """Nothing in it is taken for a message of its own, however long it is."""
+    server.start()
+    dialer = server.dial(server.token, lambda parts: None, lambda: None)
+    ((batch,),) = wire.join([b"", b"I am a frame in the middle"])
+    for count in (wire.FRAMES_MAX, wire.FRAMES_MAX + 1, 3 * wire.FRAMES_MAX, 10_000):
+        dialer.socket.send_multipart([batch] * count)
+    most = [b"", LARGE] * (wire.FRAMES_MAX - 1)
+    dialer.send(*most)
+    dialer.flush()
+    await asyncio.wait_for(server.came.wait(), 5)
+    assert [parts for _, _, parts in server.got] == [most], "in one message, which is the largest there is"
+    assert not server.lost, "it may say what it likes"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from scribe_data import House
 
 from pilotq.core.records import Note
 from pilotq.model import PROC_MARK, STDOUT, OutputFile
-from pilotq.scribe import Scribe
+from pilotq.scribe import HAND_BYTES_MAX, Scribe
 
 
 class Master:
@@ -108,6 +108,27 @@ async def test_what_is_handed_over_needs_no_commit_and_a_kill_no_second_wake(hou
     master.scribe.wake(3)
     await master.until(done=3)
     assert (house.user / "out.2").read_bytes() == b"hi"
+    await master.scribe.close()
+
+
+async def test_what_is_too_large_to_be_handed_over_waits_for_its_commit(house: House) -> None:
+    house.cluster(2, stdout=f"{house.user}/out.{PROC_MARK}")
+    large, small = bytes(HAND_BYTES_MAX), b"hi"
+    notes = [
+        Note(n, -1, 1, n - 1, 1, 1.0, outputs=[OutputFile(STDOUT, len(data), 0o644, data)], attempt=1, final=True)
+        for n, data in ((1, large), (2, small))
+    ]
+    master = Master(house)
+    await master.scribe.start()
+    for note in notes:
+        master.scribe.hand([note])
+    await master.until(done=1)
+    assert master.done == [2]
+    for note in notes:
+        house.note(1, note.proc, -1, outputs=note.outputs)
+    master.scribe.wake(2)
+    await master.until(done=2)
+    assert (house.user / "out.0").stat().st_size == len(large)
     await master.scribe.close()
 
 

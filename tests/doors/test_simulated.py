@@ -30,20 +30,23 @@ class Head:
         self.home = home
         self.context: Any = zmq.Context()
         self.pair = keys.make_keys(home)
-        self.authenticator = keys.Authenticator(self.context)
-        self.authenticator.allowed = keys.authorized(home)
-        self.listener = Listener(self.context, self.pair, self._on_batch, lambda peer: None)
+        self.gate = keys.Authenticator(self.context)
+        self.gate.allow(keys.authorized(home).items())
+        self.listener = Listener(self.context, self.pair, self.gate, self._on_batch, lambda peer: None)
         self.port = self.listener.bind("127.0.0.1", 0)
         self.stack = contextlib.ExitStack()
-        self.stack.enter_context(serving(self.authenticator))
+        self.stack.enter_context(serving(self.gate, self._fail))
         self.listener.start()
         #: (peer, message) in the order they came, heartbeats apart.
         self.got: asyncio.Queue[tuple[bytes, wire.Message]] = asyncio.Queue()
         self.beats: asyncio.Queue[tuple[bytes, wire.Beat]] = asyncio.Queue()
         self.process: asyncio.subprocess.Process | None = None
 
-    def _on_batch(self, peer: bytes, user: str, parts: list[bytes]) -> None:
-        assert user == "worker:site"
+    def _fail(self, error: Exception) -> None:
+        raise error
+
+    def _on_batch(self, peer: bytes, key: keys.Key, parts: list[bytes]) -> None:
+        assert key == keys.Key("worker", "site")
         for payload in parts[1::2]:
             message = wire.unpack(payload)
             if isinstance(message, wire.Beat):
