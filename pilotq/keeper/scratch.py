@@ -10,6 +10,7 @@ from pilotq.keeper.agenda import Agenda, Chore
 from pilotq.keeper.attempt import Attempt
 from pilotq.model import Outcome
 from pilotq.sandbox import files
+from pilotq.sandbox.removal import removing
 from pilotq.sandbox.spares import Spares, whole
 
 #: Spares that nobody took for this long are removed.
@@ -105,7 +106,7 @@ class Scratch:
 
     def _removing(self, sandbox: str) -> Chore:
         try:
-            yield from files.removing(sandbox)
+            yield from removing(sandbox)
         except OSError as error:
             log.warning("a sandbox cannot be removed", extra={"sandbox": sandbox, "error": str(error)})
 
@@ -119,5 +120,5 @@ def _make(sandbox: str) -> Chore:
     try:
         os.mkdir(sandbox, 0o700)
     except FileExistsError:
-        yield from files.removing(sandbox)
+        yield from removing(sandbox)
         os.mkdir(sandbox, 0o700)

@@ -1,7 +1,7 @@
 """One attempt's directory, and the folder of a host that holds them.
 
-`files` fills, measures, collects and removes a sandbox; `host` takes and sweeps the folder; `marks` finds the processes
-that belong to it; `groups` holds them together where the system can.
+`files` fills, measures and collects a sandbox, `removal` removes it; `host` takes and sweeps the folder; `marks` finds
+the processes that belong to it; `groups` holds them together where the system can.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from pilotq.sandbox.files import (
     collect,
     measure,
     read_output,
-    remove,
-    removing,
     stage,
 )
 from pilotq.sandbox.host import Folder, sweep, take_folder
+from pilotq.sandbox.removal import remove, removing
 
 __all__ = [
     "STDERR_FILE",

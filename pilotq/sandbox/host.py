@@ -20,7 +20,7 @@ import time
 from pilotq.errors import PilotqError, UnavailableError, UserError
 from pilotq.proc import start_ticks
 from pilotq.sandbox import groups, marks
-from pilotq.sandbox.files import remove
+from pilotq.sandbox.removal import remove
 
 FOLDERS_MAX = 64
 _SWEEP_S = 20.0

@@ -309,7 +309,7 @@ def sync_folder_of(path: str) -> None:
     """The name of a new file is on disk too."""
     # A directory that only takes files cannot be opened; nothing but a crash of the machine would show it.
     with contextlib.suppress(PermissionError):
-        descriptor = os.open(os.path.dirname(path), _DIRECTORY)
+        descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _sync_folder(descriptor)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -87,3 +88,9 @@ def tasks(loaded: Loaded) -> dict[tuple[int, int], tuple[int, int]]:
             assert (live.cluster, proc) not in found
             found[live.cluster, proc] = (state, -1)
     return found
+
+
+def seen(db: sqlite3.Connection) -> list[object]:
+    """Everything in a store but the number of its starts."""
+    tables = ("cluster", "delta", "file", "task", "history", "outbox", "outbox_done")
+    return [db.execute(f"select * from {table}").fetchall() for table in tables]
