@@ -81,15 +81,20 @@ class Sessions:
         if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
             self._send(event.route, wire.Reject("not a name for a worker", 60.0))
             return
+        if name in self._peers.over:
+            return
         worker = self._peers.know(name, message.host, now.boot, limits.lease_s)
         if worker.key and worker.key != event.name:
             self._send(event.route, wire.Reject("this worker name belongs to another key", 60.0))
             return
         if worker.route is not None and message.generation < worker.generation:
             return
-        if worker.route == event.route and (not worker.asked or message.answers != worker.ask):
+        if worker.route == event.route and not worker.asked:
             # Something said to it since the last hello may not have reached it when it said this one.
             self._ask_inventory(worker, now)
+            return
+        if worker.route == event.route and message.answers != worker.ask:
+            # The answer is on its way; to ask again would only bring one more of these.
             return
         is_new = worker.route is None
         worker.host, worker.pid, worker.version, worker.key = message.host, message.pid, message.version, event.name
@@ -102,7 +107,7 @@ class Sessions:
         for predecessor in message.predecessors:
             other = self._peers.workers.get(predecessor)
             if other is not None and other is not worker and other.key in ("", event.name):
-                self._bury(other, "its worker was started again", now)
+                self._bury(other, "its worker was started again", now, is_over=True)
         self._master.matcher.hungry[name] = None
         if is_new:
             self._master.actions.append(t.Tell("worker joined", {"worker": name, "host": message.host}))
@@ -214,7 +219,7 @@ class Sessions:
             self.on_ended(worker, token)
 
     def on_goodbye(self, worker: Worker, message: wire.Goodbye, now: Now) -> None:
-        self._bury(worker, message.reason or "its worker left", now)
+        self._bury(worker, message.reason or "its worker left", now, is_over=True)
 
     def on_ended(self, worker: Worker, token: wire.Token) -> None:
         """Nothing of an attempt that was to end is left: its task may run again."""
@@ -238,12 +243,12 @@ class Sessions:
             worker.told_at = now.boot
             self._send(worker.route, wire.Kill([token]))
 
-    def _bury(self, worker: Worker, reason: str, now: Now) -> None:
+    def _bury(self, worker: Worker, reason: str, now: Now, *, is_over: bool = False) -> None:
         """A worker is no more: free what it held."""
         self._master.results.lose(worker, worker.tasks, reason, now)
         for token in list(worker.ending):
             self.on_ended(worker, token)
-        self._peers.remove(worker)
+        self._peers.remove(worker, is_over=is_over)
         self._master.actions.append(t.Tell("worker left", {"worker": worker.name, "reason": reason}))
 
     # ---- foremen
