@@ -117,6 +117,9 @@ class Clients:
             procs = range(spec.count) if proc < 0 else [proc]
             ledger.cancel_wanted.update((ids[0], one) for one in procs)
 
+        elif verb == "release":
+            ledger.release_asked.add(ids[0])
+
         def take(value: Any) -> None:
             ledger.on_act_answer(verb, value)
             self.time.tell(f"{verb} {ids[0]}.{proc} is answered: {[one[2] for one in value]}")
@@ -124,6 +127,7 @@ class Clients:
         self._ask(lambda reply: t.Act(reply, verb, [(ids[0], proc)], f"via {verb}"), take)
 
     def release_all(self) -> None:
+        self.world.ledger.release_asked.update(self.world.disk.clusters)
         self._ask(lambda reply: t.Act(reply, "release", [], "via release"), lambda value: None)
 
     def wait(self, number: int) -> None:

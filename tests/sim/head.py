@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PARSED: dict[str, Callable[[Facts], bool]] = {
     "ok": lambda facts: facts.outcome == Outcome.OK,
-    "lost": lambda facts: facts.losses > 0,
+    "lost": lambda facts: facts.losses > 0 and not facts.holds,
 }
 
 
@@ -104,12 +104,13 @@ class Master(Daemon):
         if isinstance(event, t.FromPeer):
             self.world.ledger.on_heard(event.route, event.message)
         elif isinstance(event, t.WorkerVerb) and event.verb == "forget":
-            self.world.ledger.on_forget(event.worker)
+            self.world.on_forget(event.worker)
         self.core.react(event, now)
 
     # ---- turns
 
     def take_turn(self, records: list[Any], actions: list[Any]) -> None:
+        self.world.ledger.on_decided(records)
         for action in actions:
             if isinstance(action, t.SendAssign):
                 self.world.ledger.on_decided_assign(action.route, _tokens(action))
@@ -154,7 +155,7 @@ class Master(Daemon):
     def _send(self, action: t.Send) -> None:
         message, ledger = action.message, self.world.ledger
         if isinstance(message, wire.Ack):
-            ledger.on_ack_sent(message.tokens)
+            ledger.on_ack_sent(action.route, message.tokens)
         elif isinstance(message, wire.Kill):
             ledger.kill_sent.update(message.tokens)
         elif isinstance(message, wire.Welcome):
@@ -253,16 +254,19 @@ class Scribe:
             self._last = n
             lane = self._lanes.setdefault(note.cluster, deque())
             lane.append(note)
-            if note.cluster in self._parked:
-                self._tell_failed(note)
-            else:
-                self._go_on(note.cluster)
+            # One more note is a reason to try the log again.
+            self._parked.discard(note.cluster)
+            self._go_on(note.cluster)
 
     def retry(self, ns: list[int]) -> None:
         for cluster in [c for c, lane in self._lanes.items() if any(note.n in ns for note in lane)]:
             self._told.difference_update(note.n for note in self._lanes[cluster])
             self._parked.discard(cluster)
             self._go_on(cluster)
+
+    def retry_all(self) -> None:
+        """As a new scribe does."""
+        self.retry([note.n for lane in self._lanes.values() for note in lane])
 
     def _go_on(self, cluster: int) -> None:
         if cluster not in self._busy and self._lanes[cluster]:

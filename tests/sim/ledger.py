@@ -47,8 +47,9 @@ class Payload:
     ends_at: float
     outcome: Outcome
     code: int
-    #: Somebody ended it.
+    #: Somebody ended it, so that it is reported like this.
     is_ended: bool = False
+    wanted_end: Outcome = Outcome.CANCELLED
     over_at: float = float("inf")
 
     @property
@@ -104,6 +105,8 @@ class Ledger:
         self.log_ended: set[Task] = set()
         #: Attempts whose outputs were put in place for the user.
         self.published: dict[Task, set[int]] = {}
+        #: Clusters of which somebody wanted something released.
+        self.release_asked: set[int] = set()
         self.cancel_wanted: set[Task] = set()
         self.cancelled: set[Task] = set()
         #: Workers that lie, and tasks that one of them had: nothing it says of these can be trusted.
@@ -156,7 +159,9 @@ class Ledger:
             self._other_holder(task, attempt, facts.worker)
         if state == State.STAGING_OUT:
             self._recorded(task, attempt, facts)
-        elif state in (State.HELD, State.CANCELLED):
+        elif state == State.IDLE and attempt and not facts.worker:
+            self._free(wire.Token(*task, attempt), f"{_name(task)} is idle again")
+        elif state in (State.HELD, State.CANCELLED) or (state == State.IDLE and attempt):
             self.unwanted.add(wire.Token(*task, attempt))
         self.attempts[task], self.states[task] = attempt, state
         if self.time.trace is not None:
@@ -197,16 +202,22 @@ class Ledger:
             self.lied_of.add(task)
         if new != old + 1 and task not in self.lied_of:
             self.fail("I3", f"attempt {new} of {_name(task)} follows {old}")
-        before = wire.Token(*task, old)
-        if old and before not in self.released and task not in self.lied_of:
-            holder = self.holders[before]
-            contact = max(self.workers[holder].contact_at if holder in self.workers else 0.0, self.master_began_at)
-            if self.time.t - contact < self.lease_s:
-                text = f"attempt {new} of {_name(task)} is issued while {holder} may have attempt {old}"
-                self.fail("I6", f"{text}, heard of {self.time.t - contact:.0f} s ago")
+        if old:
+            self._free(wire.Token(*task, old), f"attempt {new} of {_name(task)} is issued")
         for payload in self.of_task.get(task, ()):
             if payload.is_running and task not in self.lied_of and not payload.node.was_frozen(payload.started_at):
                 self.fail("I6", f"attempt {new} of {_name(task)} is issued while {payload.worker} runs it")
+
+    def _free(self, token: wire.Token, what: str) -> None:
+        """A task may run elsewhere only when its worker said that it has not got it, or after its lease."""
+        task = (token.cluster, token.proc)
+        if token not in self.released and task not in self.lied_of:
+            holder = self.holders[token]
+            contact = max(self.workers[holder].contact_at if holder in self.workers else 0.0, self.master_began_at)
+            if self.time.t - contact < self.lease_s:
+                text = f"{what}, {holder} may have attempt {token.attempt}"
+                self.fail("I6", f"{text} and was heard of {self.time.t - contact:.0f} s ago")
+        self.released.add(token)
 
     def _other_holder(self, task: Task, attempt: int, worker: str) -> None:
         if worker in self.liars:
@@ -230,12 +241,12 @@ class Ledger:
         if isinstance(message, wire.Hello):
             name = message.worker
             seen = self.workers.setdefault(name, Seen())
-            seen.contact_at = self.time.t
-            if seen.route is None or message.generation >= seen.generation:
-                seen.route, seen.generation = route, message.generation
+            if message.generation < seen.generation:
+                return
+            seen.contact_at, seen.route, seen.generation = self.time.t, route, message.generation
             seen.offer = message.offer
             self.by_route[route] = name
-            here = {*message.live, *(token for token in message.unacked if token not in self.unwanted)}
+            here = {*message.live, *message.unacked}
             self._release_all(name, here)
             seen.open = set(message.live)
             for predecessor in message.predecessors:
@@ -264,6 +275,11 @@ class Ledger:
         gone = [token for token, holder in self.holders.items() if holder == name and token not in but]
         self.released.update(gone)
 
+    def on_decided(self, records: list[Any]) -> None:
+        for record in records:
+            if isinstance(record, ClusterAdded):
+                self.specs[record.cluster] = self.wanted[record.description]
+
     def on_decided_assign(self, route: Route, tokens: list[wire.Token]) -> None:
         """I9 and I10, when the master decides."""
         name = self.by_route.get(route, "")
@@ -274,6 +290,11 @@ class Ledger:
         if seen.route != route:
             self.fail("I10", f"{name} is given a task by a route that a newer session replaced")
         seen.open.update(tokens)
+        for token in tokens:
+            # A number that never reached the disk may be used again.
+            self.holders[token] = name
+            self.released.discard(token)
+            self.kill_sent.discard(token)
         if name in self.liars:
             return
         if seen.offer.draining:
@@ -289,11 +310,15 @@ class Ledger:
             if self.attempts.get(task, 0) != token.attempt or self.states.get(task) not in ON_WORKER:
                 self.fail("I4", f"attempt {token.attempt} of {_name(task)} leaves before it is on disk")
 
-    def on_ack_sent(self, tokens: list[wire.Token]) -> None:
+    def on_ack_sent(self, route: Route, tokens: list[wire.Token]) -> None:
+        if self.by_route.get(route, "") in self.liars:
+            return
         for token in tokens:
             self.acked.add(token)
             task, payload = (token.cluster, token.proc), self.payloads.get(token)
-            if payload is None or not payload.is_complete or token in self.kill_sent or task in self.lied_of:
+            if payload is None or not payload.is_complete or task in self.lied_of:
+                continue
+            if token in self.kill_sent or token in self.unwanted:
                 continue
             state = self.states.get(task, State.IDLE)
             if payload.spec.policy != "again" and (state in ON_WORKER or state == State.IDLE):
@@ -360,6 +385,9 @@ class Ledger:
                 self.fail("I4", f"the cancelling of {_name(task)} is answered and is not on disk")
 
     def on_wait_answer(self, cluster: int) -> None:
+        if cluster in self.release_asked:
+            # What was over for a moment, as it was held, may have been released in the same transaction.
+            return
         for proc in range(self.specs[cluster].count):
             row = self.disk.history.get((cluster, proc)) or self.disk.tasks.get((cluster, proc))
             if row is None or row.state not in (State.DONE, State.CANCELLED, State.HELD):

@@ -100,6 +100,10 @@ class Node:
         if self.time.t < self.frozen_until:
             self.time.at(self.frozen_until + 0.001, self._end_by_itself, payload, worker)
             return
+        if payload.is_ended:
+            # It gave way to its end: reported as that.
+            self._killed(payload, payload.wanted_end, worker)
+            return
         self._over(payload.token, by_itself=True)
         worker.keepers.on_over(payload.token, Ended(payload.outcome, payload.code, usage=_usage(payload), outputs=_outputs(payload)))
 
@@ -108,7 +112,7 @@ class Node:
         payload = self.running.get(token)
         if payload is None or payload.is_ended:
             return
-        payload.is_ended = True
+        payload.is_ended, payload.wanted_end = True, outcome
         grace_s = 10.0 if payload.spec.ignores_term else 0.01
         self.time.at(max(self.time.t, self.frozen_until) + grace_s, self._killed, payload, outcome, worker)
 
