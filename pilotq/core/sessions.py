@@ -211,7 +211,7 @@ class Sessions:
                 continue
             worker.drop(task)
             cluster = queue.clusters.get(token.cluster)
-            if cluster is not None and cluster.state(token.proc) == State.ASSIGNED:
+            if cluster is not None and cluster.state(token.proc) in ON_WORKER:
                 queue.requeue(cluster, token.proc, now.wall, Ended(Outcome.REJECTED, reason=message.reason))
         if message.reason == "undescribed" and worker.route is not None:
             self._peers.told.pop(worker.route.peer, None)

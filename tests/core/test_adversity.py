@@ -335,6 +335,16 @@ def test_nobody_speaks_for_the_attempt_of_another_worker() -> None:
     assert world.state(cluster) == State.DONE
 
 
+def test_a_worker_that_refuses_what_it_started_loses_it() -> None:
+    world = World()
+    node, other = Node(world, "n1"), Node(world, "n2")
+    cluster = world.submit()
+    world.do(t.FromPeer(Route(node.peer, b""), "worker", "site", wire.Refuse([node.running[0]], "no space")))
+    world.deliver()
+    assert other.running == [wire.Token(cluster, 0, 2)]
+    world.master.check()
+
+
 def test_a_drain_is_asked_for_again_after_a_silence() -> None:
     world = World()
     node = Node(world, "n1")
