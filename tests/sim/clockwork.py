@@ -17,11 +17,11 @@ EVENTS_MAX = 300_000
 _MASK = (1 << 64) - 1
 
 
-class Died(Exception):  # noqa: N818
+class Died(Exception):
     """A process was killed between two effects."""
 
 
-class Violation(Exception):  # noqa: N818
+class Violation(Exception):
     """An invariant is broken."""
 
     def __init__(self, invariant: str, text: str) -> None:

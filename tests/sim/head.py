@@ -13,7 +13,7 @@ from pilotq.core.master import MasterCore
 from pilotq.core.records import Note
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Tell
-from pilotq.model import Facts, Outcome, OutputFile
+from pilotq.model import Facts, Outcome
 from pilotq.roles.restart import restore
 from tests.sim.clockwork import Clock, Daemon
 from tests.sim.network import Dialer, Listener, Parts, Wire
@@ -62,8 +62,8 @@ class Master(Daemon):
         finals = {wire.Token(final.cluster, final.proc, final.attempt) for final in queue.finals.values()}
         world.spool &= finals
         world.ledger.on_master_start()
-        self.core = world.parts.master(world.limits, evaluate, clock.read(self.time.t), queue)
-        self.scribe = world.parts.scribe(self)
+        self.core = MasterCore(world.limits, evaluate, clock.read(self.time.t), queue)
+        self.scribe = Scribe(self)
         self.put(t.SetKeys([("key", "site")]))
         self.scribe.wake()
 
@@ -78,7 +78,7 @@ class Master(Daemon):
     def new_scribe(self) -> None:
         """The one before died."""
         if not self.is_dead:
-            self.scribe = self.world.parts.scribe(self)
+            self.scribe = Scribe(self)
             self.scribe.wake()
 
     def ask(self, event_of: Callable[[int], t.Event], answer: Callable[[Any], None]) -> None:
@@ -197,6 +197,7 @@ class Master(Daemon):
             return
         if data.missing:
             del self._pulling[data.token]
+            self.world.ledger.on_missing(data.token)
             self.put(t.Collected(data.token, f"{data.name} is not there"))
             return
         known[1].discard(data.name)
@@ -351,7 +352,7 @@ class Foreman(Daemon):
         self.up: Dialer | None = None
         self._parts: Parts = []
         self._keys: list[tuple[str, str]] = []
-        self.core = world.parts.foreman(name, 1, "sim", clock.read(self.time.t))
+        self.core = f.ForemanCore(name, 1, "sim", clock.read(self.time.t))
         self.put(f.Tick())
 
     def new_tick(self) -> f.Tick:

@@ -342,10 +342,25 @@ class Ledger:
         self.of_task.setdefault(task, []).append(payload)
         self.time.tell(f"{payload.worker} runs {_name(task)} attempt {token.attempt}")
 
+    def on_over(self, payload: Payload, lease_from: float) -> None:
+        """It may have run for a lease after its worker last sent what was answered, and no longer."""
+        grace_s = 14.0 if payload.spec.ignores_term else 3.5
+        most = lease_from + 1.011 * self.lease_s + grace_s
+        if payload.over_at > most and not payload.node.was_frozen(payload.over_at - 2 * self.lease_s):
+            text = f"{payload.worker} ran {_token(payload.token)} {payload.over_at - most:.1f} s longer than it may"
+            self.fail("I6", text)
+
+    def on_missing(self, token: wire.Token) -> None:
+        """A worker says that outputs are gone."""
+        payload = self.payloads.get(token)
+        wanted = not (token in self.kill_sent or token in self.acked or (token.cluster, token.proc) in self.lied_of)
+        if payload is not None and payload.is_complete and wanted:
+            self.fail("I5", f"{payload.worker} has not got the outputs of {_token(token)} any more")
+
     def on_discard(self, worker: str, token: wire.Token) -> None:
         """A worker removes what is left of an attempt."""
         payload = self.payloads.get(token)
-        if payload is None or not payload.is_complete or payload.worker != worker:
+        if payload is None or not payload.is_complete or payload.worker != worker or worker in self.liars:
             return
         if token not in self.acked and token not in self.kill_sent and token not in self.given_up:
             self.fail("I5", f"{worker} forgets the result of {_token(token)} before the master has it")

@@ -17,7 +17,9 @@ def lie(world: World, worker: Worker, what: int, noise: float) -> None:
     ledger = world.ledger
     if worker.name not in ledger.liars:
         ledger.liars.add(worker.name)
-        ledger.lied_of.update((token.cluster, token.proc) for token, name in ledger.holders.items() if name == worker.name)
+        ledger.lied_of.update(
+            (token.cluster, token.proc) for token, name in ledger.holders.items() if name == worker.name
+        )
     issued = [wire.Token(*task, max(1, attempt)) for task, attempt in ledger.attempts.items()] or [wire.Token(1, 0, 1)]
     token = issued[int(noise * len(issued))]
     own = [one for one in ledger.holders if ledger.holders[one] == worker.name] or [token]
@@ -26,7 +28,16 @@ def lie(world: World, worker: Worker, what: int, noise: float) -> None:
     ok = Ended(Outcome.OK)
     core = worker.core
     hello = wire.Hello(
-        wire.PROTOCOL, worker.name, core.session.generation, worker.node.name, 1, "sim", core.offer(), [token, later], [token], []
+        wire.PROTOCOL,
+        worker.name,
+        core.session.generation,
+        worker.node.name,
+        1,
+        "sim",
+        core.offer(),
+        [token, later],
+        [token],
+        [],
     )
     lies: list[wire.Message] = [
         wire.Result([token], [ok]),

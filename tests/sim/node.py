@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pilotq import wire
 from pilotq.core import worker_turn as w
-from pilotq.core.turn import Tell
-from pilotq.core.worker import Options
+from pilotq.core.turn import Now, Tell
+from pilotq.core.worker import Options, WorkerCore
 from pilotq.model import Ended, Outcome, OutputFile, Resources, Usage
 from tests.sim.clockwork import Clock, Daemon
 from tests.sim.ledger import Payload
@@ -89,6 +89,8 @@ class Node:
         task_s = 0.001 if self.is_black_hole else spec.task_s * (0.5 + noise)
         ends_at = max(time.t, self.frozen_until) + task_s
         payload = Payload(token, spec, worker.name, self, time.t, ends_at, outcome, code)
+        if token in worker.too_late:
+            self.world.ledger.fail("drain", f"{worker.name} drains and starts {token.cluster}.{token.proc}")
         self.world.ledger.on_start(payload)
         self.running[token] = payload
         time.at(ends_at, self._end_by_itself, payload, worker)
@@ -105,7 +107,9 @@ class Node:
             self._killed(payload, payload.wanted_end, worker)
             return
         self._over(payload.token, by_itself=True)
-        worker.keepers.on_over(payload.token, Ended(payload.outcome, payload.code, usage=_usage(payload), outputs=_outputs(payload)))
+        worker.keepers.on_over(
+            payload.token, Ended(payload.outcome, payload.code, usage=_usage(payload), outputs=_outputs(payload))
+        )
 
     def kill(self, token: wire.Token, outcome: Outcome, worker: Worker) -> None:
         """A keeper ends it, after its grace."""
@@ -130,6 +134,9 @@ class Node:
         payload = self.running.pop(token)
         payload.is_ended = payload.is_ended or not by_itself
         payload.over_at = self.time.t
+        worker = self.worker
+        if worker is not None and not worker.is_dead and worker.name == payload.worker:
+            self.world.ledger.on_over(payload, worker.lease_from)
         if self.time.trace is not None:
             how = f"ends, {payload.outcome.name.lower()}" if not payload.is_ended else "is ended"
             self.time.tell(f"{token.cluster}.{token.proc} attempt {token.attempt} {how} on {payload.worker}")
@@ -259,6 +266,12 @@ class Worker(Daemon):
         node.names.append(self.name)
         self.up: Dialer | None = None
         self._parts: Parts = []
+        #: When it sent the heartbeat, or the hello, that was answered last; and all of them.
+        self.lease_from = float("inf")
+        self._sent: dict[tuple[type, int], float] = {}
+        #: It was told to drain; what came after that.
+        self._is_drained = False
+        self.too_late: set[wire.Token] = set()
         self.keepers = Keepers(self)
         names = [f"f{n}" for n in range(len(world.foremen))] or ["master"]
         self._endpoints = names + (["master"] if node.options.get("may_go_straight") and world.foremen else [])
@@ -275,7 +288,7 @@ class Worker(Daemon):
             spread=world.time.noise(19, node.starts),
             predecessors=predecessors,
         )
-        self.core = world.parts.worker(options, self.clock.read(self.time.t))
+        self.core = WorkerCore(options, self.clock.read(self.time.t))
         self.put(w.Tick())
 
     def new_tick(self) -> w.Tick:
@@ -291,7 +304,32 @@ class Worker(Daemon):
             parts, self._parts = self._parts, []
             self.up.send(parts)
 
+    def react(self, event: Any, now: Now) -> None:
+        if isinstance(event, w.FromMaster):
+            self._note(event)
+        elif isinstance(event, w.Drain | w.Terminate):
+            self._is_drained = True
+        self.core.react(event, now)
+
+    def _note(self, event: w.FromMaster) -> None:
+        message = event.message
+        if event.link != self.core.session.link:
+            return
+        if isinstance(message, wire.Renew | wire.Welcome):
+            number = message.seq if isinstance(message, wire.Renew) else message.generation
+            sent_at = self._sent.get((type(message), number), 0.0)
+            self.lease_from = sent_at if self.lease_from == float("inf") else max(self.lease_from, sent_at)
+        elif isinstance(message, wire.DrainPlease):
+            self._is_drained = True
+        elif isinstance(message, wire.Assign) and self._is_drained:
+            pairs = zip(message.procs, message.attempts, strict=True)
+            self.too_late.update(wire.Token(message.cluster, *pair) for pair in pairs)
+
     def say(self, message: wire.Message) -> None:
+        if isinstance(message, wire.Beat):
+            self._sent[wire.Renew, message.seq] = self.time.t
+        elif isinstance(message, wire.Hello):
+            self._sent[wire.Welcome, message.generation] = self.time.t
         self._parts += (b"", wire.pack(message))
 
     def _connect(self, action: w.Connect) -> None:

@@ -65,6 +65,7 @@ FAULTS: dict[str, int] = {
     "pause_node": 1,
     "cut": 6,
     "cut_one_way": 4,
+    "flap": 4,
     "reset": 6,
     "doubles": 2,
     "disk_breaks": 3,
@@ -123,7 +124,9 @@ def new_plan(seed: int) -> Plan:
 
 def _fill(plan: Plan, choose: random.Random) -> None:
     #: A node that keeps its cores open.
-    largest = max([node.slots for node in plan.nodes if not node.options.keys() & {"single_task", "idle_timeout_s"}], default=1)
+    largest = max(
+        [node.slots for node in plan.nodes if not node.options.keys() & {"single_task", "idle_timeout_s"}], default=1
+    )
     weights = {kind: weight for kind, weight in FAULTS.items() if choose.random() < 0.35}
     if "lie" in weights and choose.random() < 0.6:
         del weights["lie"]
@@ -192,6 +195,9 @@ def _args(kind: str, plan: Plan, choose: random.Random) -> tuple[Any, ...]:
         return (foreman, seconds)
     if kind in ("cut", "cut_one_way"):
         return (*choose.sample(ends, 2), seconds)
+    if kind == "flap":
+        first, gap = round(choose.uniform(2.0, 14.0), 3), round(choose.uniform(0.2, 2.0), 3)
+        return (*choose.choice([choose.sample(ends, 2), ["head", f"n{node}"]]), first, gap, plan.lease_s * 1.5)
     if kind == "reset":
         return (round(choose.random(), 3),)
     if kind == "disk_breaks":

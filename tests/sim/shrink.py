@@ -6,13 +6,13 @@ import dataclasses
 import time
 
 from tests.sim.plan import Item, Plan
-from tests.sim.world import Parts, play
+from tests.sim.world import play
 
 #: Sentences of the end of the story that are printed.
 STORY_LINES = 40
 
 
-def shrink(plan: Plan, failure: str, parts: Parts | None = None, budget_s: float = 20.0) -> tuple[Plan, str]:
+def shrink(plan: Plan, failure: str, budget_s: float = 20.0) -> tuple[Plan, str]:
     """Delta debugging over the items, then over the rest of the world; the smaller plan and how it fails."""
     deadline = time.monotonic() + budget_s
     invariant = failure.partition(":")[0]
@@ -20,7 +20,7 @@ def shrink(plan: Plan, failure: str, parts: Parts | None = None, budget_s: float
     def fails(candidate: Plan) -> str:
         if time.monotonic() > deadline:
             return ""
-        _, found = play(candidate, parts)
+        _, found = play(candidate)
         return found if found.partition(":")[0] == invariant else ""
 
     for smaller in (_without_items, _simpler):
@@ -82,9 +82,9 @@ def _submissions(**change: object) -> object:
     return lambda plan: dataclasses.replace(plan, items=[changed(item) for item in plan.items])
 
 
-def story(plan: Plan, parts: Parts | None = None, lines: int = STORY_LINES) -> str:
+def story(plan: Plan, lines: int = STORY_LINES) -> str:
     """The plan, and what happened last before it failed."""
-    world, failure = play(plan, parts, trace=True)
+    world, failure = play(plan, trace=True)
     told = [f"{t:10.4f}  {text}" for t, text in world.time.trace or []]
     cut = [f"  ... {len(told) - lines} lines before"] if len(told) > lines else []
     head = [str(plan), *(str(item) for item in plan.items)]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from pilotq import wire
 from pilotq.core import foreman as f
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
-from pilotq.core.foreman import ForemanCore
-from pilotq.core.master import Limits, MasterCore
-from pilotq.core.worker import WorkerCore
+from pilotq.core.master import Limits
 from pilotq.store.memory import MemoryStore
 from tests.sim.clients import Clients
 from tests.sim.clockwork import Clock, Time, Violation
-from tests.sim.head import Disk, Foreman, Master, Scribe
+from tests.sim.head import Disk, Foreman, Master
 from tests.sim.ledger import Ledger
 from tests.sim.lies import lie
 from tests.sim.network import Network
@@ -26,21 +23,11 @@ from tests.sim.plan import Item, Plan
 CALM_LEASES, CALM_S = 4, 1500.0
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The cores; a planted bug puts its own in place of one."""
-
-    master: Any = MasterCore
-    worker: Any = WorkerCore
-    foreman: Any = ForemanCore
-    scribe: Any = Scribe
-
-
 class World:
     """Runs a plan. Raises Violation, or whatever a core raised."""
 
-    def __init__(self, plan: Plan, parts: Parts | None = None, *, trace: bool = False) -> None:
-        self.plan, self.parts = plan, parts or Parts()
+    def __init__(self, plan: Plan, *, trace: bool = False) -> None:
+        self.plan = plan
         self.time = Time(plan.seed)
         if trace:
             self.time.trace = []
@@ -84,7 +71,10 @@ class World:
         self.time.run(deadline, self._is_over)
         left = self.what_is_left()
         if left:
-            self.ledger.fail("I5" if "sandboxes" in left else "I13", f"{deadline - self.plan.horizon_s:.0f} s after the last fault: {left}")
+            self.ledger.fail(
+                "I5" if "sandboxes" in left else "I13",
+                f"{deadline - self.plan.horizon_s:.0f} s after the last fault: {left}",
+            )
         self.ledger.check_end(self.clients.printed)
 
     # ---- processes come and go
@@ -205,6 +195,10 @@ class World:
 
     def _cut_one_way(self, one: str, other: str, seconds: float) -> None:
         self.net.cut(one, other, seconds)
+
+    def _flap(self, one: str, other: str, first: float, gap: float, second: float) -> None:
+        self._cut_one_way(one, other, first)
+        self.time.after(first + gap, self._cut, one, other, second)
 
     def _reset(self, noise: float) -> None:
         if self.net.wires:
@@ -354,9 +348,9 @@ class World:
         return ""
 
 
-def play(plan: Plan, parts: Parts | None = None, *, trace: bool = False) -> tuple[World, str]:
+def play(plan: Plan, *, trace: bool = False) -> tuple[World, str]:
     """Run a plan; the invariant that broke and how, or ""."""
-    world = World(plan, parts, trace=trace)
+    world = World(plan, trace=trace)
     try:
         world.run()
     except Violation as violation:
