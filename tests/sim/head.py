@@ -180,6 +180,9 @@ class Master(Daemon):
             ledger.kill_sent.update(message.tokens)
         elif isinstance(message, wire.Welcome):
             ledger.kill_sent.update(message.kill)
+            ledger.on_renewed(action.route)
+        elif isinstance(message, wire.Renew):
+            ledger.on_renewed(action.route)
         self.listener.send(action.route.peer, action.route.session, wire.pack(message))
 
     def _send_assign(self, action: t.SendAssign) -> None:

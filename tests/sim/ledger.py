@@ -72,6 +72,8 @@ class Seen:
     route: Route | None = None
     #: Attempts it was given and has not reported on.
     open: set[wire.Token] = field(default_factory=set)
+    #: When it said hello or sent a heartbeat last; the last one that was answered, so that it counts for its lease.
+    heard_at: float = 0.0
     contact_at: float = 0.0
 
 
@@ -250,7 +252,7 @@ class Ledger:
             seen = self.workers.setdefault(name, Seen())
             if message.generation < seen.generation:
                 return
-            seen.contact_at, seen.route, seen.generation = self.time.t, route, message.generation
+            seen.heard_at, seen.route, seen.generation = self.time.t, route, message.generation
             seen.offer = message.offer
             self.by_route[route] = name
             here = {*message.live, *message.unacked}
@@ -264,12 +266,18 @@ class Ledger:
             return
         seen = self.workers[name]
         if isinstance(message, wire.Beat):
-            seen.contact_at, seen.offer = self.time.t, message.offer
+            seen.heard_at, seen.offer = self.time.t, message.offer
         elif isinstance(message, wire.Result | wire.Refuse | wire.Killed):
             seen.open.difference_update(message.tokens)
             self.released.update(token for token in message.tokens if self.holders.get(token) == name)
         elif isinstance(message, wire.Goodbye):
             self._release_all(name, set())
+
+    def on_renewed(self, route: Route) -> None:
+        """The master says that a lease goes on."""
+        seen = self.workers.get(self.by_route.get(route, ""))
+        if seen is not None:
+            seen.contact_at = seen.heard_at
 
     def on_forget(self, name: str) -> None:
         """An operator says that it is gone; he may be wrong, then two copies may run."""
