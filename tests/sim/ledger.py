@@ -265,7 +265,8 @@ class Ledger:
         if not name:
             return
         seen = self.workers[name]
-        if isinstance(message, wire.Beat):
+        if isinstance(message, wire.Beat) and route == seen.route:
+            # One that comes by a route it has left is old.
             seen.heard_at, seen.offer = self.time.t, message.offer
         elif isinstance(message, wire.Result | wire.Refuse | wire.Killed):
             seen.open.difference_update(message.tokens)
