@@ -128,10 +128,14 @@ class Wire:
         net.serial += 1
         self.net, self.number, self.dialer, self.server = net, net.serial, dialer, server
         self.peer = b"p%d" % self.number
-        self.up = Lane(self, 0, dialer.host, server.host, lambda parts: server.on_batch(self.peer, dialer, parts))
+        self.up = Lane(self, 0, dialer.host, server.host, self._on_up)
         self.down = Lane(self, 1, server.host, dialer.host, dialer.on_batch)
         server.wires[self.peer] = self
         net.wires.append(self)
+
+    def _on_up(self, parts: Parts) -> None:
+        if not self.server.is_dead:
+            self.server.on_batch(self.peer, self.dialer, parts)
 
     def _keep(self, number: int) -> float:
         return self.net.time.noise(self.number, 7, number)
