@@ -13,7 +13,7 @@ from pilotq.core.turn import Core, Now
 #: From an event to the turn that takes it; what comes in between is taken in the same turn.
 TURN_S = 0.0002
 #: A run that takes more than this goes round in circles.
-EVENTS_MAX = 300_000
+EVENTS_MAX = 200_000
 _MASK = (1 << 64) - 1
 
 

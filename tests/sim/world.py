@@ -183,6 +183,12 @@ class World:
         if foreman is not None:
             foreman.pause(seconds)
 
+    def _hang_foreman(self, number: int, node: int, seconds: float) -> None:
+        """It takes in what a new worker says and passes it on when there is a new master."""
+        self._pause_foreman(number, seconds)
+        self._kill_worker(node, 0, 0.3)
+        self.time.after(seconds - 0.3, self._kill_master, 0, 0.2)
+
     def _pause_worker(self, number: int, seconds: float) -> None:
         self.nodes[number].pause(seconds, False)
 
