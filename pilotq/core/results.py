@@ -149,15 +149,12 @@ class Results:
 
     def _end(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
         queue, proc = self._master.queue, token.proc
-        is_late = token.attempt != cluster.attempts[proc]
-        still_runs = False
-        if is_late:
+        if token.attempt != cluster.attempts[proc]:
             self._master.sessions.end_attempt(cluster, proc, now)
-            still_runs = self._master.sessions.is_ending(cluster, proc)
         if end.usage.wall_s and cluster.state(proc) == State.ASSIGNED:
             queue.start(cluster, [proc], max(now.wall - end.usage.wall_s, cluster.facts_of(proc).entered_at))
         if end.outcome in ENDING:
-            self._completed(cluster, token, end, now, still_runs)
+            self._completed(cluster, token, end, now)
         elif _is_nodes_trouble(end):
             self._lost(cluster, proc, end, now, charged=end.outcome == Outcome.DISK)
         elif end.outcome in _HOLDS:
@@ -167,7 +164,7 @@ class Results:
         else:
             self._lost(cluster, proc, end, now, charged=end.outcome == Outcome.LOST)
 
-    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now, still_runs: bool) -> None:
+    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
         queue, policy, proc = self._master.queue, self._master.policy, token.proc
         if cluster.policies:
             queue.ended_attempt(cluster, proc, end)
@@ -180,8 +177,6 @@ class Results:
                 return
             if fate == "again":
                 queue.requeue(cluster, proc, now.wall, Ended(end.outcome, end.code, end.reason))
-                if still_runs:
-                    cluster.fence(proc)
                 return
         queue.complete(cluster, proc, now.wall, end, token.attempt)
         if cluster.state(proc) == State.DONE:

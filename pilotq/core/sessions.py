@@ -233,7 +233,7 @@ class Sessions:
         if not worker.ended(token):
             return False
         cluster = self._master.queue.clusters.get(token.cluster)
-        if cluster is not None and cluster.has(token.proc):
+        if cluster is not None and cluster.has(token.proc) and cluster.attempts[token.proc] == token.attempt:
             self._master.queue.unfence(cluster, token.proc, worker.name)
         return True
 
