@@ -119,7 +119,7 @@ class Master(Daemon):
             return
         self.committing = True
         disk = self.world.disk_faults
-        write_s = disk.commit_s * (0.5 + self.time.noise(3, self.time.steps))
+        write_s = disk.commit_s * (0.5 + self.time.noise(3, self._turns))
         self.time.at(max(self.time.t + write_s, disk.full_until), self._durable, records, actions)
 
     def _durable(self, records: list[Any], actions: list[Any]) -> None:

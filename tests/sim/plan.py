@@ -44,6 +44,8 @@ class Plan:
     latency_s: float
     commit_s: float
     horizon_s: float
+    #: Varies what is left to chance: delays, outcomes.
+    noise: int
     items: list[Item] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -118,6 +120,7 @@ def new_plan(seed: int) -> Plan:
         latency_s=choose.choice([0.0003, 0.002, 0.02, 0.2]),
         commit_s=choose.choice([0.0005, 0.005, 0.05]),
         horizon_s=choose.choice([60.0, 150.0, 300.0]),
+        noise=seed,
     )
     _fill(plan, choose)
     return plan

@@ -28,7 +28,7 @@ class World:
 
     def __init__(self, plan: Plan, *, trace: bool = False) -> None:
         self.plan = plan
-        self.time = Time(plan.seed)
+        self.time = Time(plan.noise)
         if trace:
             self.time.trace = []
         self.limits = Limits(lease_s=plan.lease_s, beat_s=plan.beat_s, contact_lost_s=15.0, policy_interval_s=20.0)
