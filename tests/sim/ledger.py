@@ -257,7 +257,8 @@ class Ledger:
             return
         seen = self.workers[name]
         if isinstance(message, wire.Beat):
-            seen.contact_at, seen.offer = self.time.t, message.offer
+            if seen.route == route:
+                seen.contact_at, seen.offer = self.time.t, message.offer
         elif isinstance(message, wire.Result | wire.Refuse | wire.Killed):
             seen.open.difference_update(message.tokens)
             self.released.update(token for token in message.tokens if self.holders.get(token) == name)
@@ -299,7 +300,9 @@ class Ledger:
             return
         if seen.offer.draining:
             self.fail("I9", f"{name} drains and is given a task")
-        needs = [self.specs[token.cluster].cpus if token.cluster in self.specs else 1 for token in seen.open]
+        # What is left of clusters that are gone is about to end.
+        here = [token.cluster for token in seen.open if token.cluster in self.disk.live or token in tokens]
+        needs = [self.specs[cluster].cpus for cluster in here]
         most = seen.offer.capacity.cpus + seen.offer.ahead * max(needs)
         if sum(needs) > most:
             self.fail("I9", f"{name} offered {most} cores in all and holds {sum(needs)}")
