@@ -193,13 +193,10 @@ class Results:
             reason = f"lost {facts.losses} times with its worker (on {nodes})"
             queue.hold(cluster, proc, now.wall, HoldCode.LOST, 0, reason)
 
-    def drop_returned(self, worker: Worker, token: wire.Token) -> None:
-        """What came back of an attempt is not wanted any more."""
-        del worker.returned[token.cluster, token.proc]
-        self.collecting.pop(token, None)
-        self._master.actions.append(t.Discard(token))
-        if worker.route is not None:
-            self._master.actions.append(t.Send(worker.route, wire.Ack([token])))
+    def drop_collected(self, token: wire.Token) -> None:
+        """The outputs of an attempt are not wanted any more."""
+        if self.collecting.pop(token, None) is not None:
+            self._master.actions.append(t.Discard(token))
 
     def stop_collecting(self, worker: Worker) -> None:
         """It is no more; should it come back after all, it tells its results again."""

@@ -102,7 +102,10 @@ class Master(Daemon):
 
     def react(self, event: Any, now: Now) -> None:
         if isinstance(event, t.FromPeer):
-            self.world.ledger.on_heard(event.route, event.message)
+            message = event.message
+            if isinstance(message, wire.Hello) and message.worker not in self.core.peers.workers:
+                self.world.ledger.on_unknown(message.worker)
+            self.world.ledger.on_heard(event.route, message)
         elif isinstance(event, t.WorkerVerb) and event.verb == "forget":
             self.world.on_forget(event.worker)
         self.core.react(event, now)

@@ -236,6 +236,11 @@ class Ledger:
             seen.open.clear()
         self.by_route.clear()
 
+    def on_unknown(self, name: str) -> None:
+        """The master does not remember it: any of its hellos may be the newest."""
+        if name in self.workers:
+            self.workers[name].generation = -1
+
     def on_heard(self, route: Route, message: Any) -> None:
         """Before the master's core reacts to it."""
         if isinstance(message, wire.Hello):
