@@ -102,7 +102,11 @@ class Worker:
         return number
 
     def begin_ending(self, task: Task) -> wire.Token | None:
-        """Move an attempt to those being ended: it goes on using its slot."""
+        """Move an attempt to those being ended: it goes on using its slot, if it still has one."""
+        if task in self.returned:
+            token = wire.Token(*task, self.returned.pop(task))
+            self.ending_too(token, Resources(0))
+            return token
         held = self.held.get(task[0])
         if held is None or task[1] not in held.numbers:
             return None

@@ -246,7 +246,9 @@ class Queue:
     def unfence(self, cluster: Cluster, proc: int, worker: str) -> None:
         """The attempt that was told to end on this worker has ended."""
         facts = cluster.facts.get(proc)
-        if facts is not None and facts.worker == worker and cluster.state(proc) in (State.HELD, State.IDLE):
+        if facts is None or facts.worker != worker:
+            return
+        if cluster.state(proc) in (State.HELD, State.IDLE):
             self.set_facts(cluster, proc, _change(facts, worker=""))
         if proc in cluster.fenced:
             cluster.fenced.discard(proc)

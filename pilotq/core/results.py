@@ -163,15 +163,12 @@ class Results:
 
     def _end(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
         queue, proc = self._master.queue, token.proc
-        is_late = token.attempt != cluster.attempts[proc]
-        still_runs = False
-        if is_late:
+        if token.attempt != cluster.attempts[proc]:
             self._master.sessions.end_attempt(cluster, proc, now)
-            still_runs = self._master.sessions.is_ending(cluster, proc)
         if end.usage.wall_s and cluster.state(proc) == State.ASSIGNED:
             queue.start(cluster, [proc], max(now.wall - end.usage.wall_s, cluster.facts_of(proc).entered_at))
         if end.outcome in ENDING:
-            self._completed(cluster, token, end, now, still_runs)
+            self._completed(cluster, token, end, now)
         elif _is_nodes_trouble(end):
             is_charged = end.outcome == Outcome.DISK
             self._lost(cluster, proc, end, now, lost=is_charged, charged=is_charged)
@@ -183,7 +180,7 @@ class Results:
             is_charged = end.outcome == Outcome.LOST and cluster.state(proc) in (State.RUNNING, State.SUSPENDED)
             self._lost(cluster, proc, end, now, lost=is_charged, charged=is_charged)
 
-    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now, still_runs: bool) -> None:
+    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
         queue, policy, proc = self._master.queue, self._master.policy, token.proc
         if cluster.policies:
             queue.ended_attempt(cluster, proc, end)
@@ -195,9 +192,7 @@ class Results:
                 queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
                 return
             if fate == "again":
-                queue.requeue(
-                    cluster, proc, now.wall, Ended(end.outcome, end.code, end.reason), still_runs=still_runs
-                )
+                queue.requeue(cluster, proc, now.wall, Ended(end.outcome, end.code, end.reason))
                 return
         queue.complete(cluster, proc, now.wall, end, token.attempt)
         if cluster.state(proc) == State.DONE:
@@ -215,13 +210,10 @@ class Results:
             reason = f"lost {facts.losses} times with its worker (on {nodes})"
             queue.hold(cluster, proc, now.wall, HoldCode.LOST, 0, reason)
 
-    def drop_returned(self, worker: Worker, token: wire.Token) -> None:
-        """What came back of an attempt is not wanted any more."""
-        del worker.returned[token.cluster, token.proc]
-        self.collecting.pop(token, None)
-        self._master.actions.append(t.Discard([token]))
-        if worker.route is not None:
-            self._master.actions.append(t.Send(worker.route, wire.Ack([token])))
+    def drop_collected(self, token: wire.Token) -> None:
+        """The outputs of an attempt are not wanted any more."""
+        if self.collecting.pop(token, None) is not None:
+            self._master.actions.append(t.Discard([token]))
 
     def stop_collecting(self, worker: Worker) -> None:
         """It is no more; should it come back after all, it tells its results again."""

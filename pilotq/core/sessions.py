@@ -233,7 +233,7 @@ class Sessions:
         if not worker.ended(token):
             return False
         cluster = self._master.queue.clusters.get(token.cluster)
-        if cluster is not None and cluster.has(token.proc):
+        if cluster is not None and cluster.has(token.proc) and cluster.attempts[token.proc] == token.attempt:
             self._master.queue.unfence(cluster, token.proc, worker.name)
         return True
 
@@ -247,14 +247,11 @@ class Sessions:
         if cluster.state(proc) not in ON_WORKER:
             return
         worker = self._peers.workers.get(cluster.facts_of(proc).worker)
-        if worker is None:
+        token = worker.begin_ending((cluster.id, proc)) if worker is not None else None
+        if worker is None or token is None:
             return
-        number = worker.returned.get((cluster.id, proc))
-        if number:
-            self._master.results.drop_returned(worker, wire.Token(cluster.id, proc, number))
-            return
-        token = worker.begin_ending((cluster.id, proc))
-        if token is not None and worker.route is not None:
+        self._master.results.drop_collected(token)
+        if worker.route is not None:
             worker.told_at = now.boot
             self._send(worker.route, wire.Kill([token]))
 

@@ -344,6 +344,27 @@ def test_a_worker_that_refuses_what_it_started_loses_it() -> None:
     world.master.check()
 
 
+def test_the_end_of_an_old_attempt_does_not_free_the_task_of_a_newer_one() -> None:
+    """An operator said that n1 is gone, and was wrong; n2's copy was told to end, and has not yet."""
+    world = World()
+    node = Node(world, "n1")
+    cluster = world.submit()
+    node.cut = True
+    other = Node(world, "n2")
+    world.do(t.WorkerVerb(1, "n1", "forget"))
+    world.deliver()
+    assert other.running == [wire.Token(cluster, 0, 2)]
+    other.cut = True
+    world.act("hold", (cluster, 0))
+    world.act("release", (cluster, 0))
+    node.cut = False
+    world.pass_time(25)
+    assert not node.running
+    other.cut = False
+    world.pass_time(25)
+    assert other.running + node.running == [wire.Token(cluster, 0, 3)]
+
+
 def test_a_drain_is_asked_for_again_after_a_silence() -> None:
     world = World()
     node = Node(world, "n1")

@@ -20,7 +20,9 @@ def main() -> int:
     parser.add_argument("--base", type=int, default=0, help="the first seed (default: a random one)")
     parser.add_argument("--seed", type=int, help="replay one seed: shrink it if it fails, and tell its story")
     parser.add_argument("--planted", action="store_true", help="find the planted bugs, and print a table")
-    parser.add_argument("--bug", default="", help="with --seed: this planted bug is in place; else: only those named so")
+    parser.add_argument(
+        "--bug", default="", help="with --seed: this planted bug is in place; else: only those named so"
+    )
     parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: all cores)")
     options = parser.parse_args()
     if options.seed is not None:
@@ -44,7 +46,9 @@ def _long(base: int, options: argparse.Namespace) -> int:
         failed = len(found.failures)
         if now - told > PROGRESS_S:
             told = now
-            print(f"{steps:12,} steps, {found.counts['runs']:7,} runs, {steps / (now - began):7,.0f} steps/s", flush=True)
+            print(
+                f"{steps:12,} steps, {found.counts['runs']:7,} runs, {steps / (now - began):7,.0f} steps/s", flush=True
+            )
         last = found
     took = time.monotonic() - began
     print(f"{steps:,} steps in {took:.0f} s ({steps / took:,.0f}/s), {failed} failures; seeds from {base}")

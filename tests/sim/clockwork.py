@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
@@ -14,7 +15,7 @@ from pilotq.core.turn import Core, Now, Turn
 #: From an event to the turn that takes it; what comes in between is taken in the same turn.
 TURN_S = 0.0002
 #: A run that takes more than this goes round in circles.
-EVENTS_MAX = 300_000
+EVENTS_MAX = 200_000
 _MASK = (1 << 64) - 1
 
 
@@ -28,6 +29,11 @@ class Violation(Exception):
     def __init__(self, invariant: str, text: str) -> None:
         super().__init__(f"{invariant}: {text}")
         self.invariant = invariant
+
+
+def number_of(text: str) -> int:
+    """The same in every process."""
+    return zlib.crc32(text.encode())
 
 
 class Time:

@@ -104,7 +104,10 @@ class Master(Daemon):
 
     def react(self, event: Any, now: Now) -> None:
         if isinstance(event, t.FromPeer):
-            self.world.ledger.on_heard(event.route, event.message)
+            message = event.message
+            if isinstance(message, wire.Hello) and message.worker not in self.core.peers.workers:
+                self.world.ledger.on_unknown(message.worker)
+            self.world.ledger.on_heard(event.route, message)
         elif isinstance(event, t.WorkerVerb) and event.verb == "forget":
             self.world.on_forget(event.worker)
         self.core.react(event, now)
@@ -123,7 +126,7 @@ class Master(Daemon):
             return
         self.committing = True
         disk = self.world.disk_faults
-        write_s = disk.commit_s * (0.5 + self.time.noise(3, self.time.steps))
+        write_s = disk.commit_s * (0.5 + self.time.noise(3, self._turns))
         self.time.at(max(self.time.t + write_s, disk.full_until), self._durable, records, actions)
 
     def _durable(self, records: list[Any], actions: list[Any]) -> None:

@@ -245,6 +245,11 @@ class Ledger:
             seen.open.clear()
         self.by_route.clear()
 
+    def on_unknown(self, name: str) -> None:
+        """The master does not remember it: any of its hellos may be the newest."""
+        if name in self.workers:
+            self.workers[name].generation = -1
+
     def on_heard(self, route: Route, message: Any) -> None:
         """Before the master's core reacts to it."""
         if isinstance(message, wire.Hello):
@@ -324,7 +329,9 @@ class Ledger:
             return
         if seen.offer.draining:
             self.fail("I9", f"{name} drains and is given a task")
-        needs = [self.specs[token.cluster].cpus if token.cluster in self.specs else 1 for token in seen.open]
+        # What is left of clusters that are gone is about to end.
+        here = [token.cluster for token in seen.open if token.cluster in self.disk.live or token in tokens]
+        needs = [self.specs[cluster].cpus for cluster in here]
         most = seen.offer.capacity.cpus + seen.offer.ahead * max(needs)
         if sum(needs) > most:
             self.fail("I9", f"{name} offered {most} cores in all and holds {sum(needs)}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pilotq import wire
 from pilotq.model import Ended, Outcome, Resources
+from tests.sim.network import Dialer
 
 if TYPE_CHECKING:
     from tests.sim.node import Worker
@@ -21,23 +22,23 @@ def lie(world: World, worker: Worker, what: int, noise: float) -> None:
             (token.cluster, token.proc) for token, name in ledger.holders.items() if name == worker.name
         )
     issued = [wire.Token(*task, max(1, attempt)) for task, attempt in ledger.attempts.items()] or [wire.Token(1, 0, 1)]
-    token = issued[int(noise * len(issued))]
+    token = issued[int(noise * 0.999 * len(issued))]
     own = [one for one in ledger.holders if ledger.holders[one] == worker.name] or [token]
-    mine = own[int(noise * len(own))]
+    mine = own[int(noise * 0.999 * len(own))]
     later = wire.Token(token.cluster, token.proc, token.attempt + 1)
     ok = Ended(Outcome.OK)
     core = worker.core
     hello = wire.Hello(
-        wire.PROTOCOL,
-        worker.name,
-        core.session.generation,
-        worker.node.name,
-        1,
-        "sim",
-        core.offer(),
-        [token, later],
-        [token],
-        [],
+        protocol=wire.PROTOCOL,
+        worker=worker.name,
+        generation=core.session.generation + 1,
+        host=worker.node.name,
+        pid=1,
+        version="sim",
+        offer=core.offer(),
+        live=[*core.attempts, token, later],
+        started=[token],
+        unacked=list(core.results),
     )
     lies: list[wire.Message] = [
         wire.Result([token], [ok]),
@@ -53,5 +54,10 @@ def lie(world: World, worker: Worker, what: int, noise: float) -> None:
     ]
     message = lies[what % len(lies)]
     world.time.tell(f"{worker.name} lies: {message}")
-    worker.say(message)
-    worker.flush()
+    if isinstance(message, wire.Hello):
+        # On a connection of its own: on the present one it would have to answer a question.
+        target = worker.up.target if worker.up is not None else "master"
+        Dialer(world.net, worker, worker.host, target, lambda parts: None, lambda: None).send([b"", wire.pack(message)])
+    else:
+        worker.say(message)
+        worker.flush()

@@ -6,11 +6,11 @@ once when the other end's host could tell, else only after long.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tests.sim.clockwork import Daemon, Time
+from tests.sim.clockwork import Daemon, Time, number_of
 
 #: How long nobody notices that the host at the other end is gone.
 SILENT_S = 120.0
@@ -46,6 +46,8 @@ class Network:
         self.doubles_until = 0.0
         self.wires: list[Wire] = []
         self.serial = 0
+        #: Connections so far, by who calls whom.
+        self.connects: Counter[int] = Counter()
 
     def cut(self, source: str, target: str, seconds: float) -> None:
         self.cuts[source, target] = max(self.cuts.get((source, target), 0.0), self.time.t + seconds)
@@ -59,7 +61,7 @@ class Lane:
     """One direction of a session."""
 
     def __init__(self, wire: Wire, number: int, source: str, target: str, hand_over: Callable[[Parts], None]) -> None:
-        self._net, self._id, self._hand_over = wire.net, (wire.number, number), hand_over
+        self._net, self._id, self._hand_over = wire.net, (*wire.identity, number), hand_over
         self._source, self._target = source, target
         self._queue: deque[tuple[float, Parts]] = deque()
         self._last = 0.0
@@ -126,8 +128,12 @@ class Wire:
 
     def __init__(self, net: Network, dialer: Dialer, server: Any) -> None:
         net.serial += 1
-        self.net, self.number, self.dialer, self.server = net, net.serial, dialer, server
-        self.peer = b"p%d" % self.number
+        self.net, self.dialer, self.server = net, dialer, server
+        self.peer = b"p%d" % net.serial
+        #: Does not change when something else in the plan does.
+        pair = number_of(f"{dialer.daemon.name}>{dialer.target}")
+        self.identity = (pair, net.connects[pair])
+        net.connects[pair] += 1
         self.up = Lane(self, 0, dialer.host, server.host, self._on_up)
         self.down = Lane(self, 1, server.host, dialer.host, dialer.on_batch)
         server.wires[self.peer] = self
@@ -138,7 +144,7 @@ class Wire:
             self.server.on_batch(self.peer, self.dialer, parts)
 
     def _keep(self, number: int) -> float:
-        return self.net.time.noise(self.number, 7, number)
+        return self.net.time.noise(*self.identity, 7, number)
 
     def reset(self) -> None:
         """Both ends are told, sooner or later."""

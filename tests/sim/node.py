@@ -9,7 +9,7 @@ from pilotq.core import worker_turn as w
 from pilotq.core.turn import Now, Tell
 from pilotq.core.worker import Options, WorkerCore
 from pilotq.model import Ended, Outcome, OutputFile, Resources, Usage
-from tests.sim.clockwork import Clock, Daemon
+from tests.sim.clockwork import Clock, Daemon, number_of
 from tests.sim.ledger import Payload
 from tests.sim.network import Dialer, Parts
 
@@ -160,10 +160,12 @@ class Keepers:
         self._running: set[wire.Token] = set()
         self._followers: dict[wire.Token, wire.Token] = {}
         self._order_at = self._event_at = 0.0
+        self._count = 0
         self.discards: set[wire.Token] = set()
 
     def _noise(self) -> float:
-        return self._time.noise(13, self._time.steps, len(self._home))
+        self._count += 1
+        return self._time.noise(13, number_of(self._worker.name), self._count)
 
     def order(self, action: w.Launch | w.TakeBack | w.End) -> None:
         if isinstance(action, w.Launch):
@@ -351,7 +353,8 @@ class Worker(Daemon):
             self.put(w.FromMaster(link, wire.unpack(payload)))
 
     def _stage(self, action: w.Stage) -> None:
-        noise = self.time.noise(23, self.time.steps)
+        token = action.tokens[0]
+        noise = self.time.noise(23, token.cluster, token.proc, token.attempt)
         delay = 0.001 + (noise * 3.0 if noise > 0.9 else 0.0)
         self.time.after(delay, self._staged, action.tokens)
 
@@ -410,7 +413,7 @@ class Worker(Daemon):
         if self.up is not None:
             self.up.close(is_silent)
         if not is_silent:
-            self.time.after(0.5 * self.time.noise(29, self.time.steps), self._orphans)
+            self.time.after(0.5 * self.time.noise(29, number_of(self.name)), self._orphans)
         self.world.on_worker_dead(self.node)
 
     def _orphans(self) -> None:

@@ -44,6 +44,8 @@ class Plan:
     latency_s: float
     commit_s: float
     horizon_s: float
+    #: Varies what is left to chance: delays, outcomes.
+    noise: int
     items: list[Item] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -60,12 +62,13 @@ FAULTS: dict[str, int] = {
     "kill_keeper": 2,
     "kill_scribe": 3,
     "pause_master": 2,
-    "pause_foreman": 2,
+    "pause_foreman": 3,
+    "hang_foreman": 3,
     "pause_worker": 3,
     "pause_node": 1,
     "cut": 6,
     "cut_one_way": 4,
-    "flap": 4,
+    "flap": 5,
     "reset": 6,
     "doubles": 2,
     "disk_breaks": 3,
@@ -80,7 +83,7 @@ FAULTS: dict[str, int] = {
     "drain_foreman": 1,
     "drain_master": 1,
     "forget": 2,
-    "drain_by_name": 1,
+    "drain_by_name": 2,
 }
 CLIENTS: dict[str, int] = {
     "submit": 8,
@@ -112,11 +115,12 @@ def new_plan(seed: int) -> Plan:
         nodes=nodes,
         foremen=choose.choice([0, 0, 1, 2, 3]),
         head_rate=choose.choice(rates),
-        lease_s=choose.choice([40.0, 60.0, 120.0]),
+        lease_s=choose.choice([20.0, 40.0, 60.0, 120.0]),
         beat_s=choose.choice([2.0, 5.0]),
         latency_s=choose.choice([0.0003, 0.002, 0.02, 0.2]),
         commit_s=choose.choice([0.0005, 0.005, 0.05]),
         horizon_s=choose.choice([60.0, 150.0, 300.0]),
+        noise=seed,
     )
     _fill(plan, choose)
     return plan
@@ -128,10 +132,12 @@ def _fill(plan: Plan, choose: random.Random) -> None:
         [node.slots for node in plan.nodes if not node.options.keys() & {"single_task", "idle_timeout_s"}], default=1
     )
     weights = {kind: weight for kind, weight in FAULTS.items() if choose.random() < 0.35}
-    if "lie" in weights and choose.random() < 0.6:
+    if "lie" in weights and choose.random() < 0.4:
         del weights["lie"]
     items = plan.items
-    durations = choose.choice([(0.002, 0.02), (0.04, 1.0), (1.0, 5.0), (5.0, 30.0), (0.002, 1.0, 5.0, 60.0)])
+    durations = choose.choice(
+        [(0.002, 0.02), (0.04, 1.0), (1.0, 5.0), (5.0, 30.0), (20.0, 90.0), (0.002, 1.0, 5.0, 60.0)]
+    )
     submissions = 0
     bursts = [choose.uniform(0.0, plan.horizon_s) for _ in range(choose.randint(1, 4))]
 
@@ -164,7 +170,7 @@ def _spec(number: int, choose: random.Random, durations: tuple[float, ...], larg
         task_s=choose.choice(durations),
         has_log=choose.random() < 0.4,
         outputs=choose.choice(["", "", "", "", "small", "big", "big"]),
-        policy=choose.choice(["again", "periodic"]) if choose.random() < 0.15 else "",
+        policy=choose.choice(["again", "periodic"]) if choose.random() < 0.2 else "",
         ignores_term=choose.random() < 0.2,
     )
 
@@ -195,6 +201,8 @@ def _args(kind: str, plan: Plan, choose: random.Random) -> tuple[Any, ...]:
         return (foreman, seconds)
     if kind in ("cut", "cut_one_way"):
         return (*choose.sample(ends, 2), seconds)
+    if kind == "hang_foreman":
+        return (foreman, node, round(choose.uniform(5.0, 40.0), 3))
     if kind == "flap":
         first, gap = round(choose.uniform(2.0, 14.0), 3), round(choose.uniform(0.2, 2.0), 3)
         return (*choose.choice([choose.sample(ends, 2), ["head", f"n{node}"]]), first, gap, plan.lease_s * 1.5)

@@ -18,7 +18,7 @@ from pilotq.core.sessions import Sessions
 from pilotq.core.turn import Now
 from pilotq.core.worker import WorkerCore
 from pilotq.core.worker_session import Session
-from pilotq.model import ENDING, ON_WORKER, Ended, Outcome, State
+from pilotq.model import ENDING, Ended, Outcome, State
 from pilotq.store.memory import MemoryStore
 from tests.sim import head
 
@@ -84,6 +84,16 @@ for _name, _text, _kinds in (
     ("assign-early", "assignments leave before the commit", (t.SendAssign, t.SendDescription)),
 ):
     _bug(_name, _text, head.Master, "take_turn")(_early(*_kinds))
+
+
+@_bug("fsync-ignored", "after a commit that failed the master goes on", head.Master, "_durable")
+def _(right: Any, self: Any, records: list[Any], actions: list[Any]) -> None:
+    faults = self.world.disk_faults
+    if faults.breaks == "lost":
+        faults.breaks = ""
+        self.time.after(0.0003, self._committed, actions)
+        return
+    right(self, records, actions)
 
 
 @_bug("note-apart", "the last note is committed after the result", queue.Queue, "flush")
@@ -245,11 +255,41 @@ def _(right: Any, self: Any, worker: Any, message: wire.Hello, now: Now) -> Any:
     return []
 
 
-@_bug("adopts-any", "an inventory takes any attempt of a task back", Sessions, "_adopt")
+@_bug("adopts-others", "an inventory takes what another worker got", Sessions, "_adopt")
 def _(right: Any, self: Any, worker: Any, cluster: Any, token: wire.Token, now: Now) -> Any:
-    if cluster.has(token.proc) and cluster.state(token.proc) in ON_WORKER | {State.IDLE}:
-        token = wire.Token(token.cluster, token.proc, max(1, cluster.attempts[token.proc]))
+    other = self._peers.workers.get(cluster.facts_of(token.proc).worker) if cluster.has(token.proc) else None
+    if other is None or other is worker or cluster.attempts[token.proc] != token.attempt:
+        return right(self, worker, cluster, token, now)
+    other.drop((token.cluster, token.proc))
+    self._master.queue.requeue(cluster, token.proc, now.wall, Ended(Outcome.LOST))
     return right(self, worker, cluster, token, now)
+
+
+@_bug("hello-believed", "what a hello lacks counts without a question", Sessions, "on_hello")
+def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(message.worker)
+    if worker is not None and worker.route != event.route and message.generation >= worker.generation:
+        self._peers.connect(worker, event.route)
+        worker.asked, worker.ask = True, message.answers
+    right(self, event, message, now)
+
+
+@_bug("left-comes-back", "a worker that left is let in by an old hello", peers.Peers, "remove")
+def _(right: Any, self: Any, worker: Any, *, is_over: bool = False) -> None:
+    right(self, worker)
+
+
+@_bug("ending-adopted", "an inventory takes back what was told to end", Sessions, "_take_in")
+def _(right: Any, self: Any, worker: Any, message: wire.Hello, now: Now) -> Any:
+    ending, worker.ending = worker.ending, {}
+    kill = right(self, worker, message, now)
+    worker.ending = {**ending, **worker.ending}
+    return kill
+
+
+@_bug("hold-keeps-result", "a hold does not end an attempt whose outputs come", peers.Worker, "begin_ending")
+def _(right: Any, self: Any, task: tuple[int, int]) -> Any:
+    return None if task in self.returned else right(self, task)
 
 
 @_bug("old-hello", "a hello of an older session counts when the newer one is gone", Sessions, "on_hello")
@@ -281,11 +321,6 @@ def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -
     right(self, event, message, now)
     if worker is not None and wanted:
         worker.drain_wanted = True
-
-
-@_bug("refused-lost", "what a worker refuses stays assigned to it", Sessions, "on_refuse")
-def _(right: Any, self: Any, worker: Any, message: wire.Refuse, now: Now) -> None:
-    right(self, worker, msgspec.structs.replace(message, tokens=[]), now)
 
 
 @_bug("release-races", "a released task does not wait for its first copy to end", MasterCore, "release")
@@ -329,15 +364,6 @@ def _(right: Any, self: Any, message: wire.Assign, now: Now) -> None:
     self.draining = draining
 
 
-@_bug("assign-twice", "a worker takes an assignment that comes twice twice", WorkerCore, "on_assign")
-def _(right: Any, self: Any, message: wire.Assign, now: Now) -> None:
-    for proc, number in zip(message.procs, message.attempts, strict=True):
-        token = wire.Token(message.cluster, proc, number)
-        if token in self.attempts:
-            self._forget(self.attempts[token], now)
-    right(self, message, now)
-
-
 @_bug("kill-answered-early", "a worker says that an attempt is gone when it begins to end it", WorkerCore, "on_kill")
 def _(right: Any, self: Any, message: wire.Kill, now: Now) -> None:
     right(self, message, now)
@@ -351,13 +377,6 @@ def _(right: Any, self: Any, event: foreman.FromBelow, now: Now) -> None:
         message = wire.unpack(payload)
         if isinstance(message, wire.Result):
             self._down(event.session, wire.Ack(message.tokens))
-
-
-@_bug("foreman-keeps-quiet", "a foreman does not pass descriptions on", ForemanCore, "_from_above")
-def _(right: Any, self: Any, event: foreman.FromAbove, now: Now) -> None:
-    for told in self._told.values():
-        told.update(self._descriptions)
-    right(self, event, now)
 
 
 @_bug("mark-before-append", "the scribe marks an event as written before it appends it", head.Scribe, "_put_down")

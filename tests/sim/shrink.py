@@ -10,6 +10,8 @@ from tests.sim.world import play
 
 #: Sentences of the end of the story that are printed.
 STORY_LINES = 40
+#: With how many different delays a smaller plan is tried.
+NOISES = 3
 
 
 def shrink(plan: Plan, failure: str, budget_s: float = 20.0) -> tuple[Plan, str]:
@@ -17,11 +19,16 @@ def shrink(plan: Plan, failure: str, budget_s: float = 20.0) -> tuple[Plan, str]
     deadline = time.monotonic() + budget_s
     invariant = failure.partition(":")[0]
 
-    def fails(candidate: Plan) -> str:
-        if time.monotonic() > deadline:
-            return ""
-        _, found = play(candidate)
-        return found if found.partition(":")[0] == invariant else ""
+    def fails(candidate: Plan) -> tuple[Plan, str]:
+        """It, or the same with other delays."""
+        for more in range(NOISES):
+            if time.monotonic() > deadline:
+                break
+            tried = dataclasses.replace(candidate, noise=plan.noise + more)
+            _, found = play(tried)
+            if found.partition(":")[0] == invariant:
+                return tried, found
+        return candidate, ""
 
     for smaller in (_without_items, _simpler):
         plan, failure = smaller(plan, failure, fails)
@@ -35,9 +42,9 @@ def _without_items(plan: Plan, failure: str, fails: object) -> tuple[Plan, str]:
         at, shorter = 0, False
         while at < len(items):
             candidate = dataclasses.replace(plan, items=items[:at] + items[at + size :])
-            found = fails(candidate)
+            candidate, found = fails(candidate)
             if found:
-                items, failure, shorter = candidate.items, found, True
+                plan, items, failure, shorter = candidate, candidate.items, found, True
             else:
                 at += size
         plan = dataclasses.replace(plan, items=items)
@@ -64,7 +71,7 @@ def _simpler(plan: Plan, failure: str, fails: object) -> tuple[Plan, str]:
     ]
     for change in candidates:
         candidate = change(plan)
-        found = fails(candidate) if candidate != plan else ""
+        candidate, found = fails(candidate) if candidate != plan else (plan, "")
         if found:
             plan, failure = candidate, found
     return plan, failure

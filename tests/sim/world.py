@@ -28,7 +28,7 @@ class World:
 
     def __init__(self, plan: Plan, *, trace: bool = False) -> None:
         self.plan = plan
-        self.time = Time(plan.seed)
+        self.time = Time(plan.noise)
         if trace:
             self.time.trace = []
         self.limits = Limits(lease_s=plan.lease_s, beat_s=plan.beat_s, contact_lost_s=15.0, policy_interval_s=20.0)
@@ -182,6 +182,12 @@ class World:
         foreman = self._foreman(number)
         if foreman is not None:
             foreman.pause(seconds)
+
+    def _hang_foreman(self, number: int, node: int, seconds: float) -> None:
+        """It takes in what a new worker says and passes it on when there is a new master."""
+        self._pause_foreman(number, seconds)
+        self._kill_worker(node, 0, 0.3)
+        self.time.after(seconds - 0.3, self._kill_master, 0, 0.2)
 
     def _pause_worker(self, number: int, seconds: float) -> None:
         self.nodes[number].pause(seconds, False)
