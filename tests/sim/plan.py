@@ -76,7 +76,8 @@ FAULTS: dict[str, int] = {
     "wall_jump": 2,
     "log_broken": 2,
     "stage_fails": 2,
-    "black_hole": 1,
+    "black_hole": 8,
+    "resume": 1,
     "lie": 4,
     "drain_worker": 2,
     "terminate": 2,
@@ -191,12 +192,15 @@ def _args(kind: str, plan: Plan, choose: random.Random) -> tuple[Any, ...]:
         return (node, fuse, away)
     if kind in ("reboot", "drain_worker", "terminate"):
         return (node, away)
-    if kind in ("kill_keeper", "forget", "drain_by_name"):
+    if kind in ("kill_keeper", "forget", "drain_by_name", "resume"):
         return (node,)
     if kind == "drain_foreman":
         return (foreman, away)
-    if kind in ("pause_worker", "pause_node", "stage_fails", "black_hole"):
+    if kind in ("pause_worker", "pause_node", "stage_fails"):
         return (node, seconds)
+    if kind == "black_hole":
+        # Often the same one.
+        return (node if choose.random() < 0.3 else 0, round(choose.uniform(5.0, 60.0), 3))
     if kind == "pause_foreman":
         return (foreman, seconds)
     if kind in ("cut", "cut_one_way"):

@@ -281,6 +281,11 @@ class World:
             if node.worker is not None and node.worker.name == name:
                 node.thawed_at = max(node.thawed_at, self.time.t + 20.0)
 
+    def _resume(self, number: int) -> None:
+        worker = self.nodes[number].worker
+        if worker is not None:
+            self.clients.worker_verb(worker.name, "resume")
+
     def _drain_by_name(self, number: int) -> None:
         worker = self.nodes[number].worker
         if worker is not None:
