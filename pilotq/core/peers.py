@@ -7,6 +7,7 @@ first, whatever the network does.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ Task = tuple[int, int]
 #: The master waits this much longer than the lease, for clocks that run apart and for the worker's kill grace.
 LEASE_MARGIN = 0.02
 LEASE_GRACE_S = 30.0
+#: Names remembered of workers that left.
+OVER_MAX = 10_000
 
 
 def lease_end(sent_at: float, lease_s: float) -> float:
@@ -112,7 +115,11 @@ class Worker:
         return number
 
     def begin_ending(self, task: Task) -> wire.Token | None:
-        """Move an attempt to those being ended: it goes on using its slot."""
+        """Move an attempt to those being ended: it goes on using its slot, if it still has one."""
+        if task in self.returned:
+            token = wire.Token(*task, self.returned.pop(task))
+            self.ending_too(token, Resources(0))
+            return token
         held = self.held.get(task[0])
         if held is None or task[1] not in held.numbers:
             return None
@@ -222,6 +229,8 @@ class Peers:
         self.foremen: dict[bytes, Foreman] = {}
         #: Clusters a peer of the socket has the description of.
         self.told: dict[bytes, set[int]] = {}
+        #: Names of workers that are over for good, the latest ones: a hello of theirs was long on its way.
+        self.over: OrderedDict[str, None] = OrderedDict()
         #: Routes that were asked for an inventory lately, and when (boot clock).
         self.asked_at: dict[Route, float] = {}
 
@@ -263,9 +272,14 @@ class Peers:
         self.asked_at = {route: at for route, at in self.asked_at.items() if route.peer != peer}
         return lost
 
-    def remove(self, worker: Worker) -> None:
+    def remove(self, worker: Worker, *, is_over: bool = False) -> None:
+        """`is_over`: no worker of this name will ever be there again."""
         self.disconnect(worker)
         self.workers.pop(worker.name, None)
+        if is_over:
+            self.over[worker.name] = None
+            if len(self.over) > OVER_MAX:
+                self.over.popitem(last=False)
 
     def may_ask(self, route: Route, boot: float, interval_s: float = 2.0) -> bool:
         """True once an interval: a stream of messages of an unknown session is answered only now and then."""

@@ -79,6 +79,10 @@ class Policy:
             master.queue.cancel(cluster, proc, now.wall, reason)
             self.leave_or_stay(cluster, proc, now)
 
+    def judges_exits(self, cluster: Cluster) -> bool:
+        """May the end of a payload not be the end of its task? Then one result may be told twice and count once."""
+        return not cluster.policies.keys().isdisjoint(("on_exit_hold", "on_exit_remove"))
+
     def at_exit(self, cluster: Cluster, proc: int, facts: Facts, now: Now) -> str:
         """What becomes of a task whose payload ended: "hold", "again" or "leave"."""
         hold, remove = cluster.policies.get("on_exit_hold"), cluster.policies.get("on_exit_remove")

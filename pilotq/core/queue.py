@@ -155,11 +155,20 @@ class Queue:
             self._log(EXECUTING, cluster, proc, wall)
 
     def requeue(
-        self, cluster: Cluster, proc: int, wall: float, end: Ended, *, lost: bool = False, charged: bool = False
+        self,
+        cluster: Cluster,
+        proc: int,
+        wall: float,
+        end: Ended,
+        *,
+        lost: bool = False,
+        charged: bool = False,
+        still_runs: bool = False,
     ) -> None:
         """Its attempt is over without a completion: idle again.
 
-        `lost` while it ran, perhaps by its own doing; `charged` when it was surely.
+        `lost` while it ran, perhaps by its own doing; `charged` when it was surely. `still_runs`: its worker was told
+        to end it, and has not said so; a restart must know that.
         """
         state, facts = cluster.state(proc), cluster.facts_of(proc)
         was_started = state in (State.RUNNING, State.SUSPENDED)
@@ -172,13 +181,15 @@ class Queue:
             usage=usage,
             outcome=int(end.outcome),
             reason=end.reason,
-            worker="",
+            worker=facts.worker if still_runs else "",
             wall_s=facts.wall_s + usage.wall_s,
             losses=max(facts.losses, len(facts.lost_on)) + 1 if charged else facts.losses,
             lost_on=(*facts.lost_on, facts.host)[-8:] if lost else facts.lost_on,
         )
         if was_started:
             self._log(EVICTED, cluster, proc, wall)
+        if still_runs:
+            cluster.fence(proc)
         self.ready.add(cluster)
 
     def hold(self, cluster: Cluster, proc: int, wall: float, code: int, subcode: int, reason: str) -> None:
@@ -235,7 +246,9 @@ class Queue:
     def unfence(self, cluster: Cluster, proc: int, worker: str) -> None:
         """The attempt that was told to end on this worker has ended."""
         facts = cluster.facts.get(proc)
-        if facts is not None and facts.worker == worker and cluster.state(proc) in (State.HELD, State.IDLE):
+        if facts is None or facts.worker != worker:
+            return
+        if cluster.state(proc) in (State.HELD, State.IDLE):
             self.set_facts(cluster, proc, _change(facts, worker=""))
         if proc in cluster.fenced:
             cluster.fenced.discard(proc)

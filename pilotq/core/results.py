@@ -103,7 +103,7 @@ class Results:
 
     def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
         """Take one result; True when the worker may forget it."""
-        self._master.sessions.on_ended(worker, token)
+        was_ending = self._master.sessions.on_ended(worker, token)
         task = (token.cluster, token.proc)
         if worker.number(task) == token.attempt:
             worker.drop(task)
@@ -111,20 +111,28 @@ class Results:
             # Or it would come back at once, again and again.
             worker.pause_until = now.boot + PAUSE_S
         cluster = self._master.queue.clusters.get(token.cluster)
-        if cluster is None or not cluster.has(token.proc):
+        is_large = end.outcome in ENDING and any(output.data is None for output in end.outputs)
+        if cluster is None or not cluster.has(token.proc) or (was_ending and is_large):
+            # Or its worker was told to end it and to forget it, and its outputs are gone.
             return True
         state, current = cluster.state(token.proc), cluster.attempts[token.proc]
         if state in ENDED or state in (State.STAGING_OUT, State.HELD) or token.attempt > current:
             return True
         if token.attempt == current and not worker.may_speak_for(cluster, token.proc):
+            # It was given to another worker: not this one's to tell of.
             return True
-        if token in self.collecting:
-            self._collect(worker, token, end)
-            return False
-        if (token.attempt < current or state == State.IDLE) and end.outcome not in ENDING:
+        is_over = token.attempt < current or state == State.IDLE
+        if is_over and (end.outcome not in ENDING or self._master.policy.judges_exits(cluster)):
+            # Of no use; or judged before, and told again as the acknowledgement was lost.
             return True
-        self._master.health.on_end(worker.node, cluster, token.proc, end, now)
-        if end.outcome in ENDING and any(output.data is None for output in end.outputs):
+        if token not in self.collecting:
+            self._master.health.on_end(worker.node, cluster, token.proc, end, now)
+        if is_large:
+            if state == State.IDLE and token.attempt == current:
+                # Not to be started again while its outputs come.
+                self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
+            if token.attempt == current:
+                worker.returned[task] = current
             self._collect(worker, token, end)
             return False
         self._end(cluster, token, end, now)
@@ -133,9 +141,6 @@ class Results:
     def _collect(self, worker: Worker, token: wire.Token, end: Ended) -> None:
         """Pull the larger outputs; told again, go on with the pulling by the present route."""
         assert worker.route is not None
-        if not worker.number((token.cluster, token.proc)):
-            # Else it holds a newer attempt of the same task by now.
-            worker.returned[token.cluster, token.proc] = token.attempt
         self.collecting[token] = (worker, end)
         self._master.actions.append(t.Collect(worker.route, token, end.outputs))
 
@@ -147,7 +152,8 @@ class Results:
         if event.reason:
             end = Ended(Outcome.STAGE_OUT, reason=event.reason, usage=end.usage)
         token = event.token
-        worker.returned.pop((token.cluster, token.proc), None)
+        if worker.returned.get((token.cluster, token.proc)) == token.attempt:
+            del worker.returned[token.cluster, token.proc]
         cluster = self._master.queue.clusters.get(token.cluster)
         if cluster is not None and cluster.state(token.proc) in ON_WORKER | {State.IDLE}:
             self._end(cluster, token, end, now)
@@ -158,15 +164,12 @@ class Results:
 
     def _end(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
         queue, proc = self._master.queue, token.proc
-        is_late = token.attempt != cluster.attempts[proc]
-        still_runs = False
-        if is_late:
+        if token.attempt != cluster.attempts[proc]:
             self._master.sessions.end_attempt(cluster, proc, now)
-            still_runs = self._master.sessions.is_ending(cluster, proc)
         if end.usage.wall_s and cluster.state(proc) == State.ASSIGNED:
             queue.start(cluster, [proc], max(now.wall - end.usage.wall_s, cluster.facts_of(proc).entered_at))
         if end.outcome in ENDING:
-            self._completed(cluster, token, end, now, still_runs)
+            self._completed(cluster, token, end, now)
         elif _is_nodes_trouble(end):
             is_charged = end.outcome == Outcome.DISK
             self._lost(cluster, proc, end, now, lost=is_charged, charged=is_charged)
@@ -178,7 +181,7 @@ class Results:
             is_charged = end.outcome == Outcome.LOST and cluster.state(proc) in (State.RUNNING, State.SUSPENDED)
             self._lost(cluster, proc, end, now, lost=is_charged, charged=is_charged)
 
-    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now, still_runs: bool) -> None:
+    def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
         queue, policy, proc = self._master.queue, self._master.policy, token.proc
         if cluster.policies:
             queue.ended_attempt(cluster, proc, end)
@@ -191,8 +194,6 @@ class Results:
                 return
             if fate == "again":
                 queue.requeue(cluster, proc, now.wall, Ended(end.outcome, end.code, end.reason))
-                if still_runs:
-                    cluster.fence(proc)
                 return
         queue.complete(cluster, proc, now.wall, end, token.attempt)
         if cluster.state(proc) == State.DONE:
@@ -209,6 +210,17 @@ class Results:
             nodes = ", ".join(sorted(set(facts.lost_on)))
             reason = f"lost {facts.losses} times with its worker (on {nodes})"
             queue.hold(cluster, proc, now.wall, HoldCode.LOST, 0, reason)
+
+    def drop_collected(self, token: wire.Token) -> None:
+        """The outputs of an attempt are not wanted any more."""
+        if self.collecting.pop(token, None) is not None:
+            self._master.actions.append(t.Discard([token]))
+
+    def stop_collecting(self, worker: Worker) -> None:
+        """It is no more; should it come back after all, it tells its results again."""
+        for token in [token for token, (other, _) in self.collecting.items() if other is worker]:
+            del self.collecting[token]
+            self._master.actions.append(t.Discard([token]))
 
     def lose(self, worker: Worker, tasks: list[tuple[int, int]], reason: str, now: Now) -> None:
         """These attempts of a worker are gone without a result.

@@ -93,53 +93,68 @@ class Sessions:
             self._send(route, wire.Reject("not a name for a worker", 60.0))
             return
         name = worker_name(message.worker, key)
-        worker = self._peers.know(name, message.host, now.boot, limits.lease_s)
-        if worker.route is not None and message.generation < worker.generation:
+        if name in self._peers.over:
             return
-        if worker.route == route and (not worker.asked or message.answers != worker.ask):
+        worker = self._peers.know(name, message.host, now.boot, limits.lease_s)
+        if message.generation < worker.generation:
+            return
+        if worker.route == route and not worker.asked:
             # Something said to it since the last hello may not have reached it when it said this one.
             self._ask_inventory(worker, now)
             return
-        is_new = worker.route is None
+        is_answer = worker.route == route and message.answers == worker.ask
+        if worker.route == route and not is_answer:
+            # The answer is on its way; to ask again would only bring one more of these.
+            return
+        if worker.route is None:
+            self._master.actions.append(t.Tell("worker joined", {"worker": name, "host": message.host}))
         worker.host, worker.pid, worker.version, worker.key = message.host, message.pid, message.version, key
         worker.generation, worker.offer, worker.asked = message.generation, message.offer, False
         worker.containment = message.containment
         worker.mismatch_since = float("inf")
         worker.heard_at, worker.lease_over_at = now.boot, lease_end(now.boot, limits.lease_s)
         self._peers.connect(worker, route)
-        kill = self._compare(worker, message, now)
+        here = {*message.live, *message.unacked}
+        gone = [task for task in worker.tasks if wire.Token(*task, worker.number(task)) not in here]
+        ended = [token for token in worker.ending if token not in here]
+        if (gone or ended) and not is_answer:
+            # It may be old, kept by a foreman that stood still. What it lacks counts when we asked for it.
+            self._ask_inventory(worker, now)
+            return
+        self._master.results.lose(worker, gone, "its worker does not have it", now)
+        for token in ended:
+            self.on_ended(worker, token)
+        kill = self._take_in(worker, message, now)
         self._send(route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill))
+        if worker.drain_wanted:
+            self._send(route, wire.DrainPlease())
         for predecessor in message.predecessors:
             other = self._peers.workers.get(worker_name(predecessor, key)) if "@" not in predecessor else None
             if other is not None and other is not worker:
-                self._bury(other, "its worker was started again", now)
+                self._bury(other, "its worker was started again", now, is_over=True)
         self._master.matcher.hungry[name] = None
-        if is_new:
-            self._master.actions.append(t.Tell("worker joined", {"worker": name, "host": message.host}))
 
-    def _compare(self, worker: Worker, message: wire.Hello, now: Now) -> list[wire.Token]:
-        """Set the worker's inventory against the queue; what it must end."""
+    def _take_in(self, worker: Worker, message: wire.Hello, now: Now) -> list[wire.Token]:
+        """Set what the worker holds against the queue; what it must end."""
         clusters = self._master.queue.clusters
-        held = set(message.live)
-        unacked = {(token.cluster, token.proc) for token in message.unacked}
-        gone = [
-            task for task in worker.tasks if task not in unacked and wire.Token(*task, worker.number(task)) not in held
-        ]
-        self._master.results.lose(worker, gone, "its worker does not have it", now)
-        for token in list(worker.ending):
-            if token not in held:
-                self.on_ended(worker, token)
         kill: list[wire.Token] = []
         for token in message.live:
             task = (token.cluster, token.proc)
             if worker.number(task) == token.attempt:
                 continue
             cluster = clusters.get(token.cluster)
-            if cluster is not None and self._adopt(worker, cluster, token, now):
+            if token in worker.ending:
+                kill.append(token)
+            elif cluster is None or not self._adopt(worker, cluster, token, now):
+                kill.append(token)
+                worker.ending_too(token, cluster.needs if cluster is not None else Resources())
+        for token in message.unacked:
+            # Its result follows: not to be started again before.
+            cluster = clusters.get(token.cluster)
+            if cluster is None or token in worker.ending or worker.number((token.cluster, token.proc)):
                 continue
-            kill.append(token)
-            if token not in worker.ending:
-                worker.ending_too(token, cluster.needs if cluster is not None else Resources(0))
+            if not self._master.policy.judges_exits(cluster):
+                self._adopt(worker, cluster, token, now)
         for token in message.started:
             cluster = clusters.get(token.cluster)
             if cluster is not None and worker.number((token.cluster, token.proc)) == token.attempt:
@@ -147,15 +162,13 @@ class Sessions:
         return kill
 
     def _adopt(self, worker: Worker, cluster: Cluster, token: wire.Token, now: Now) -> bool:
-        """Take a running attempt back that the master thought was elsewhere or over."""
+        """Take a running attempt back that the master thought was over; one that another worker got is not its own."""
         if not cluster.has(token.proc) or cluster.attempts[token.proc] != token.attempt:
-            return False
-        if not worker.may_speak_for(cluster, token.proc):
             return False
         state = cluster.state(token.proc)
         if state == State.IDLE:
             self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
-        elif state not in ON_WORKER:
+        elif state not in ON_WORKER or cluster.facts_of(token.proc).worker != worker.name:
             return False
         worker.hold(cluster.id, [token.proc], [token.attempt], cluster.needs)
         return True
@@ -207,11 +220,11 @@ class Sessions:
             if worker.number(task) != token.attempt:
                 continue
             cluster = queue.clusters.get(token.cluster)
-            if cluster is not None and cluster.state(token.proc) != State.ASSIGNED:
+            if cluster is not None and cluster.state(token.proc) in ON_WORKER - {State.ASSIGNED}:
                 # It said before that it runs: its inventory decides.
                 continue
             worker.drop(task)
-            if cluster is not None:
+            if cluster is not None and cluster.state(token.proc) == State.ASSIGNED:
                 queue.requeue(cluster, token.proc, now.wall, Ended(Outcome.REJECTED, reason=message.reason))
         if message.reason == "undescribed" and worker.route is not None:
             self._peers.told.pop(worker.route.peer, None)
@@ -226,14 +239,16 @@ class Sessions:
             self.on_ended(worker, token)
 
     def on_goodbye(self, worker: Worker, message: wire.Goodbye, now: Now) -> None:
-        self._bury(worker, message.reason or "its worker left", now)
+        self._bury(worker, message.reason or "its worker left", now, is_over=True)
 
-    def on_ended(self, worker: Worker, token: wire.Token) -> None:
-        """Nothing of an attempt that was to end is left: its task may run again."""
-        if worker.ended(token):
-            cluster = self._master.queue.clusters.get(token.cluster)
-            if cluster is not None and cluster.has(token.proc):
-                self._master.queue.unfence(cluster, token.proc, worker.name)
+    def on_ended(self, worker: Worker, token: wire.Token) -> bool:
+        """Nothing of an attempt that was to end is left: its task may run again. False: it was not to end."""
+        if not worker.ended(token):
+            return False
+        cluster = self._master.queue.clusters.get(token.cluster)
+        if cluster is not None and cluster.has(token.proc) and cluster.attempts[token.proc] == token.attempt:
+            self._master.queue.unfence(cluster, token.proc, worker.name)
+        return True
 
     def is_ending(self, cluster: Cluster, proc: int) -> bool:
         """Does an attempt of it still run that was told to end?"""
@@ -246,7 +261,10 @@ class Sessions:
             return
         worker = self._peers.workers.get(cluster.facts_of(proc).worker)
         token = worker.begin_ending((cluster.id, proc)) if worker is not None else None
-        if worker is not None and token is not None and worker.route is not None:
+        if worker is None or token is None:
+            return
+        self._master.results.drop_collected(token)
+        if worker.route is not None:
             worker.told_at = now.boot
             self._send(worker.route, wire.Kill([token]))
 
@@ -258,16 +276,16 @@ class Sessions:
             if cluster is None or cluster.state(proc) != State.ASSIGNED or (number, proc) in worker.returned:
                 continue
             self.end_attempt(cluster, proc, now)
-            queue.requeue(cluster, proc, now.wall, Ended(Outcome.REJECTED, reason="its node was suspended"))
-            if self.is_ending(cluster, proc):
-                cluster.fence(proc)
+            end = Ended(Outcome.REJECTED, reason="its node was suspended")
+            queue.requeue(cluster, proc, now.wall, end, still_runs=self.is_ending(cluster, proc))
 
-    def _bury(self, worker: Worker, reason: str, now: Now) -> None:
+    def _bury(self, worker: Worker, reason: str, now: Now, *, is_over: bool = False) -> None:
         """A worker is no more: free what it held."""
         self._master.results.lose(worker, worker.tasks, reason, now)
+        self._master.results.stop_collecting(worker)
         for token in list(worker.ending):
             self.on_ended(worker, token)
-        self._peers.remove(worker)
+        self._peers.remove(worker, is_over=is_over)
         self._master.actions.append(t.Tell("worker left", {"worker": worker.name, "reason": reason}))
 
     # ---- foremen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from operator import itemgetter
 
 import msgspec
 
@@ -41,13 +42,15 @@ def restore(loaded: Loaded, store: Store, wall: float) -> Queue:
     queue = Queue(loaded.next_cluster, loaded.next_note)
     for sentence in loaded.damage:
         log.error("damage in the store", extra={"facts": {"what": sentence}})
+    # In the order of their ids, of which the oldest are forgotten first.
+    named = loaded.ended_keys + [(live.owner, live.key, live.cluster) for live in loaded.clusters if live.key]
     keys: dict[tuple[str, str], dict[int, int]] = {}
+    for owner, name, number in sorted(named, key=itemgetter(2)):
+        key, _, index = name.partition("/")
+        keys.setdefault((owner, key), {})[int(index or 0)] = number
     for live in loaded.clusters:
         cluster = _cluster(live, store)
         queue.clusters[cluster.id] = cluster
-        key, _, index = live.key.partition("/")
-        if key:
-            keys.setdefault((live.owner, key), {})[int(index or 0)] = cluster.id
     for (owner, key), numbers in keys.items():
         queue.remember_key(owner, key, [numbers[index] for index in sorted(numbers)])
     waiting: dict[int, set[int]] = {}

@@ -18,6 +18,9 @@ from pilotq.core.records import Record
 from pilotq.errors import UnavailableError
 from pilotq.model import Facts, State
 
+#: Keys of ended clusters that a restart brings back: far more than are submitted while a client still asks.
+ENDED_KEYS_MAX = 10_000
+
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -85,6 +88,8 @@ class Loaded(msgspec.Struct, gc=False):
     #: By id.
     clusters: list[LiveCluster]
     finals: list[Final]
+    #: (owner, key, cluster) of clusters that left lately: their client may not have had its answer.
+    ended_keys: list[tuple[str, str, int]]
     #: Sentences about damage that belongs to no known task.
     damage: list[str]
 
@@ -113,9 +118,6 @@ class Store(Protocol):
 
     def deltas(self, cluster: int, procs: list[int]) -> list[bytes]:
         """One packed delta per proc; empty when the cluster has none."""
-
-    def cluster_by_key(self, owner: str, key: str) -> list[int] | None:
-        """Ids of the clusters submitted with this key, or with `key/0`, `key/1`, ..., in order."""
 
     def digests_in_use(self) -> set[str]:
         """Kept files that live clusters need."""

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pilotq.model import State
-from pilotq.store import Final, LiveCluster, Loaded, checksum, is_sound, outbox
+from pilotq.store import ENDED_KEYS_MAX, Final, LiveCluster, Loaded, checksum, is_sound, outbox
 from pilotq.store.blocks import LEFT, SPAN, Ledger, LeftTwiceError, procs_of, read_body
 from pilotq.store.scanning import DamageError, Scan, flipped, lenient
 
@@ -106,6 +106,10 @@ class Loading:
             next_note=epoch * _NOTES_PER_EPOCH + 1,
             clusters=list(self.clusters.values()),
             finals=finals,
+            ended_keys=self.db.execute(
+                "select owner, key, cluster from cluster where live = 0 and key <> '' order by cluster desc limit ?",
+                (ENDED_KEYS_MAX,),
+            ).fetchall(),
             damage=self.damage,
         )
 

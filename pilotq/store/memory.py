@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
 from pilotq.deltas import find_delta
 from pilotq.model import Facts, Outcome, State
-from pilotq.store import Final, LiveCluster, Loaded, StoreFull
+from pilotq.store import ENDED_KEYS_MAX, Final, LiveCluster, Loaded, StoreFull
 
 
 class Row(NamedTuple):
@@ -91,6 +91,11 @@ class MemoryStore:
                 for n, note in sorted(self.outbox.items())
                 if note.final
             ],
+            ended_keys=[
+                (added.owner, added.key, number)
+                for number, added in sorted(self.clusters.items())
+                if added.key and number not in self.live
+            ][-ENDED_KEYS_MAX:],
             damage=[],
         )
 
@@ -103,14 +108,6 @@ class MemoryStore:
     def deltas(self, cluster: int, procs: list[int]) -> list[bytes]:
         deltas = self.clusters[cluster].deltas if cluster in self.clusters else []
         return [find_delta(deltas, proc) for proc in procs] if deltas else []
-
-    def cluster_by_key(self, owner: str, key: str) -> list[int] | None:
-        found = [
-            number
-            for number, cluster in sorted(self.clusters.items())
-            if cluster.owner == owner and cluster.key and (cluster.key == key or cluster.key.startswith(key + "/"))
-        ]
-        return found or None
 
     def digests_in_use(self) -> set[str]:
         return {digest for number in self.live for digest in self.clusters[number].digests}

@@ -286,14 +286,6 @@ class SqliteStore:
             found.append(block[proc - first])
         return found
 
-    def cluster_by_key(self, owner: str, key: str) -> list[int] | None:
-        rows = self._read(
-            "select cluster from cluster where owner = ? and key <> ''"
-            " and (key = ? or (key > ? and key < ?)) order by cluster",
-            (owner, key, key + "/", key + "0"),
-        ).fetchall()
-        return [cluster for (cluster,) in rows] or None
-
     def digests_in_use(self) -> set[str]:
         return {digest for (digest,) in self._read("select distinct digest from file", ())}
 

@@ -57,15 +57,37 @@ def test_tokens_of_others_change_nothing(proc: int) -> None:
     assert world.state(cluster, 1) == State.IDLE
 
 
-def test_two_hellos_on_their_way_start_a_task_once() -> None:
+@pytest.mark.parametrize("hellos", [2, 3, 7])
+def test_hellos_on_their_way_start_a_task_once(hellos: int) -> None:
     world = World()
     node = Node(world, "n1", slots=2)
     world.restart_master()
-    for _ in range(2):
+    for _ in range(hellos):
         node.do(w.FromMaster(node.core.session.link, wire.AskInventory()))
     world.submit()
     world.pass_time(20)
     assert len(node.launched) == 1
+    assert world.master.peers.workers[node.core.name].ask <= 2, "one question, not one for each hello"
+
+
+def test_a_worker_that_left_does_not_come_back_by_an_old_hello() -> None:
+    """A foreman that stood still may deliver one."""
+    world = World()
+    node, other = Node(world, "n1"), Node(world, "n2")
+    node.do(w.LinkLost(node.core.session.link))
+    world.now = Now(world.now.boot + 1, world.now.wall + 1)
+    node.do(w.Tick())
+    hello = next(message for _, message in node.outbox if isinstance(message, wire.Hello))
+    world.pass_time(1)
+    node.do(w.Drain("drained"))
+    world.deliver()
+    world.do(t.FromPeer(Route(b"frozen", b"session"), "foreman", "site", hello))
+    assert list(world.master.peers.workers) == ["n2"]
+    cluster = world.submit(2)
+    world.pass_time(1)
+    other.end()
+    world.deliver()
+    assert other.running == [wire.Token(cluster, 1, 1)]
 
 
 def test_a_question_that_was_lost_is_asked_again() -> None:
@@ -182,9 +204,6 @@ def test_a_way_that_breaks_all_the_time_does_not_put_off_the_next_one() -> None:
         node.do(w.LinkLost(node.core.session.link))
         world.tick()
     assert node.core.session.link > link + 2
-
-
-# ---- foreman, files
 
 
 def foreman() -> tuple[f.ForemanCore, Now]:

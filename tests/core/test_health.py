@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
+import pytest
+
 from pilotq import wire
 from pilotq.core.health import PAUSE_S, QUICK_S, Health
 from pilotq.core.master import Limits
 from pilotq.core.peers import Peers
 from pilotq.core.tasks import Cluster
-from pilotq.core.turn import Now, WorkerVerb
+from pilotq.core.turn import FromPeer, Now, Route, WorkerVerb
 from pilotq.model import Ended, HoldCode, Outcome, Resources, State, Usage
 from tests.core.world import Node, World
 
@@ -232,3 +234,51 @@ def test_what_failed_elsewhere_later_clears_a_node() -> None:
         health.on_end("b", cluster, proc, end, now)
     assert not health.nodes["a"].suspended and not health.nodes["b"].suspended
     assert health.well_again == ["a"]
+
+
+def called_back_unheard(world: World, hole: Node, cluster: int) -> list[wire.Token]:
+    """The node is suspended while nothing passes to it; what it holds still."""
+    fast_failing(world, hole, 2)
+    hole.cut = True
+    failed = Ended(Outcome.EXIT, 127, usage=Usage(wall_s=0.01))
+    world.do(FromPeer(Route(hole.peer, b""), "worker", "site", wire.Result([hole.running[0]], [failed])))
+    assert world.master.health.is_suspended("hole")
+    return list(hole.core.attempts)[1:]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_is_called_back_is_not_started_elsewhere_before_it_has_ended(restarts: bool) -> None:
+    """Its worker may have started it by then; and a restart of the master does not forget that it was told."""
+    world = World()
+    hole, good = Node(world, "hole", slots=1, ahead=4), Node(world, "good", slots=1, ahead=0)
+    cluster = world.submit(8)
+    kept = called_back_unheard(world, hole, cluster)
+    assert len(kept) >= 3
+    if restarts:
+        world.restart_master()
+    world.pass_time(20)
+    for _ in range(12):
+        for token in list(good.running):
+            good.end(token)
+        world.deliver()
+    assert not {(token.cluster, token.proc) for token in good.begun} & {(token.cluster, token.proc) for token in kept}
+    hole.cut = False
+    world.pass_time(60)
+    for _ in range(20):
+        run_round(world, set())
+        world.pass_time(1)
+    assert world.master.queue.clusters == {}
+    assert {wire.Token(cluster, token.proc, 2) for token in kept} <= {*good.begun, *hole.begun}
+
+
+def test_what_ended_while_it_was_called_back_is_not_run_again() -> None:
+    world = World()
+    hole, good = Node(world, "hole", slots=1, ahead=4), Node(world, "good", slots=1, ahead=0)
+    cluster = world.submit(8)
+    token = called_back_unheard(world, hole, cluster)[0]
+    result = wire.Result([token], [Ended(Outcome.OK, usage=Usage(wall_s=1.0))])
+    world.do(FromPeer(Route(hole.peer, b""), "worker", "site", result))
+    assert world.state(cluster, token.proc) == State.DONE
+    for _ in range(8):
+        run_round(world, set())
+    assert wire.Token(cluster, token.proc, 2) not in good.begun

@@ -11,6 +11,7 @@ from store_data import cluster, left, note, pack, rows, tasks
 
 from pilotq.core.records import ClusterLeft, Note, NotesAdded, NotesDone
 from pilotq.model import ClusterBody, Outcome, State
+from pilotq.roles.restart import restore
 from pilotq.store import Final, Store
 from pilotq.store.memory import MemoryStore
 from pilotq.store.sqlite import SqliteStore
@@ -104,15 +105,19 @@ def test_deltas_come_in_the_order_asked_for(restart: Restart) -> None:
     assert store.deltas(7, [0]) == []
 
 
-def test_a_submission_is_found_by_its_key(restart: Restart) -> None:
+def test_a_submission_is_known_by_its_key_after_a_restart(restart: Restart) -> None:
+    """Also when all of it is over: its client may not have had its answer."""
     store = restart()
-    store.commit([cluster(1, key="a"), cluster(2, key="b/0"), cluster(3, key="b/1"), cluster(4, key="")])
-    store.commit([cluster(5, key="b0"), cluster(6, key="a", owner="bob")])
-    assert store.cluster_by_key("alice", "a") == [1]
-    assert store.cluster_by_key("bob", "a") == [6]
-    assert store.cluster_by_key("alice", "b") == [2, 3]
-    assert store.cluster_by_key("alice", "c") is None
-    assert store.cluster_by_key("alice", "") is None
+    store.commit([cluster(1, 1, key="a"), cluster(2, 1, key="b/0"), cluster(3, 1, key="b/1"), cluster(4, 1, key="")])
+    store.commit([cluster(5, 1, key="b0"), cluster(6, 1, key="a", owner="bob")])
+    store.commit([left(1, [0]), ClusterLeft(1), left(2, [0]), ClusterLeft(2), left(4, [0]), ClusterLeft(4)])
+    store = restart()
+    assert dict(restore(store.load(), store).keys) == {
+        ("alice", "a"): [1],
+        ("alice", "b"): [2, 3],
+        ("alice", "b0"): [5],
+        ("bob", "a"): [6],
+    }
 
 
 def test_notes_wait_until_they_are_done(restart: Restart) -> None:

@@ -1,0 +1,55 @@
+"""The whole pool under faults, from fresh seeds; and that this would find what is wrong.
+
+A failure prints its seed and its shortest story; `tests/simulate --seed N` tells it again.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+from tests.sim.hunt import catch, explain, hunt
+from tests.sim.plan import new_plan
+from tests.sim.planted import BUGS
+from tests.sim.world import play
+
+#: Of each of the parts below, which run side by side on two cores.
+SECONDS = 30.0
+#: Planted bugs that show within a second or two: a test of the test for every change. `tests/simulate --planted`
+#: takes all of them.
+QUICK = {"ack-early", "answer-early", "key-twice", "lose-on-reset", "results-forgotten", "foreman-acks", "delta-credit"}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", [0, 1])
+def test_nothing_is_lost_doubled_or_stuck(part: int) -> None:
+    base = secrets.randbelow(1 << 40)
+    print(f"seeds from {base}")
+    for found in hunt(base, seconds=SECONDS):
+        if found.failures:
+            seed, failure = found.failures[0]
+            pytest.fail(f"seed {seed}: {failure}\n{explain(seed)}", pytrace=False)
+    assert found.counts["tasks ended"] > found.counts["runs"]
+
+
+def test_a_seed_says_it_all() -> None:
+    for seed in range(5):
+        one, other = (play(new_plan(seed), trace=True) for _ in range(2))
+        assert one[1] == other[1] == ""
+        assert one[0].time.trace == other[0].time.trace
+        assert one[0].time.steps == other[0].time.steps
+
+
+@pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.name in QUICK], ids=lambda bug: bug.name)
+def test_a_planted_bug_is_found(bug: object) -> None:
+    caught = catch(bug, 1, 60.0)  # type: ignore[arg-type]
+    assert caught.failure
+    assert caught.shrunk <= 6, "its story is short"
+
+
+def test_all_planted_bugs_are_whole() -> None:
+    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 25
+    assert {bug.name for bug in BUGS} >= QUICK
+    _, failure = play(new_plan(1))
+    assert not failure, "and none of them is in place"
