@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pilotq import wire
+from pilotq.access import FIRST
 from pilotq.core import foreman as f
 from pilotq.core import turn as t
 from pilotq.core.master import MasterCore
@@ -61,13 +62,14 @@ class Master(Daemon):
         self._settled: set[wire.Token] = set()
         disk = world.disk
         disk.open("")  # type: ignore[arg-type]
-        queue = restore(disk.load(), disk)
+        now = clock.read(self.time.t)
+        queue = restore(disk.load(), disk, now.wall)
         finals = {wire.Token(final.cluster, final.proc, final.attempt) for final in queue.finals.values()}
         world.spool &= finals
         world.ledger.on_master_start()
-        self.core = MasterCore(world.limits, evaluate, clock.read(self.time.t), queue)
+        self.core = MasterCore(world.limits, evaluate, now, queue)
         self.scribe = Scribe(self, queue.next_note - 1)
-        self.put(t.SetKeys([("key", "site")]))
+        self.put(t.SetKeys([("key", FIRST, 0.0)], [FIRST]))
 
     def new_tick(self) -> t.Tick:
         return t.Tick()
@@ -96,7 +98,7 @@ class Master(Daemon):
             if isinstance(message, wire.Data):
                 self._on_data(route, message)
             else:
-                self.put(t.FromPeer(route, role, "site", message))
+                self.put(t.FromPeer(route, role, FIRST, message))
 
     def on_lost(self, peer: bytes) -> None:
         self.put(t.PeerLost(peer))

@@ -10,6 +10,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pilotq import wire
+from pilotq.access import FIRST
 from tests.sim.clockwork import Daemon, Time, number_of
 
 #: How long nobody notices that the host at the other end is gone.
@@ -129,7 +131,7 @@ class Wire:
     def __init__(self, net: Network, dialer: Dialer, server: Any) -> None:
         net.serial += 1
         self.net, self.dialer, self.server = net, dialer, server
-        self.peer = b"p%d" % net.serial
+        self.peer = wire.session_of(net.serial.to_bytes(wire.PEER_BYTES, "big"), FIRST)
         #: Does not change when something else in the plan does.
         pair = number_of(f"{dialer.daemon.name}>{dialer.target}")
         self.identity = (pair, net.connects[pair])
