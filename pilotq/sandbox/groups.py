@@ -25,6 +25,8 @@ _PREFIX = "pilotq-"
 _KEEPERS, _WORKER = "keepers", "worker"
 _CONTROLLERS = ("memory", "pids")
 _REMOVE_S = 2.0
+#: A group that had so little less than its limit was at it.
+_NEAR_BYTES = 1 << 20
 log = logging.getLogger(__name__)
 
 
@@ -88,14 +90,15 @@ class Group(msgspec.Struct, frozen=True):
             _write(f"{self.pids}/pids.max", str(count))
 
     def memory_kills(self) -> int:
-        """How often the kernel killed something in it for its memory."""
+        """How often the kernel killed something in it for its own limit, not for want of memory on the node."""
         if not self.memory:
             return 0
-        name = "memory.events" if _version(self.memory) == 2 else "memory.oom_control"
-        for line in marks.read(f"{self.memory}/{name}").splitlines():
-            if line.startswith(b"oom_kill "):
-                return int(line.split()[1])
-        return 0
+        if _version(self.memory) == 2:
+            events = _numbers(f"{self.memory}/memory.events")
+            return events.get("oom_kill", 0) if events.get("oom", 0) else 0
+        # Not every kernel counts in memory.failcnt.
+        most, limit = (int(marks.read(f"{self.memory}/memory.{name}_in_bytes") or 0) for name in ("max_usage", "limit"))
+        return _numbers(f"{self.memory}/memory.oom_control").get("oom_kill", 0) if most >= limit - _NEAR_BYTES else 0
 
     def kill_all(self) -> None:
         """End what is in it. Without `cgroup.kill` nothing in it can fork any more, so that one pass meets all."""
@@ -260,8 +263,9 @@ def _version(path: str) -> int:
 
 
 def _made(path: str) -> str:
+    """The path, if there can be a group; it may be there, as two controllers may have one directory."""
     try:
-        os.mkdir(path)
+        os.makedirs(path, exist_ok=True)
     except OSError:
         return ""
     if os.access(f"{path}/cgroup.procs", os.W_OK):
@@ -272,6 +276,12 @@ def _made(path: str) -> str:
 
 def _plus(controllers: set[str]) -> str:
     return " ".join(f"+{controller}" for controller in sorted(controllers))
+
+
+def _numbers(path: str) -> dict[str, int]:
+    """Of a file with a word and a number in each line."""
+    words = _words(path)
+    return {name: int(number) for name, number in zip(words[::2], words[1::2], strict=True)}
 
 
 def _words(path: str) -> list[str]:

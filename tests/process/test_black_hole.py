@@ -90,5 +90,5 @@ def test_a_node_that_turns_bad_amid_short_tasks_touches_few(nodes: Nodes) -> Non
     wait_for("some of them", lambda: nodes.counts(cluster)["done"] > 1500)
     (nodes.cwd / "node1-is-broken").touch()
     found = nodes.wait_done(cluster, 90)
-    assert found["failed"] == started(nodes, "failed")["node1"]
-    assert 3 <= found["failed"] <= 8
+    # The last one may have been called back when it had begun already.
+    assert 3 <= found["failed"] <= started(nodes, "failed")["node1"] <= 8
