@@ -241,8 +241,13 @@ def serving(authenticator: keys.Authenticator) -> Iterator[keys.Authenticator]:
     """Answer ZAP questions in the running loop; closes the authenticator at the end."""
     loop = asyncio.get_running_loop()
     descriptor = int(authenticator.socket.getsockopt(zmq.FD))
-    loop.add_reader(descriptor, authenticator.answer)
-    authenticator.answer()
+
+    def answer() -> None:
+        if not authenticator.socket.closed and authenticator.answer():
+            loop.call_soon(answer)
+
+    loop.add_reader(descriptor, answer)
+    answer()
     try:
         yield authenticator
     finally:

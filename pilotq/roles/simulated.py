@@ -103,7 +103,7 @@ class Simulated:
         self._live: list[set[wire.Token]] = [set() for _ in range(plan.workers)]
         self._waiting: list[deque[wire.Token]] = [deque() for _ in range(plan.workers)]
         self._unacked: list[set[wire.Token]] = [set() for _ in range(plan.workers)]
-        self._beat_s = _BEAT_S
+        self._beat_s, self._spread_s = _BEAT_S, 0.0
         #: (moment, worker, tokens that end; empty: its heartbeat is due, or it tries to connect again).
         self._timers: list[tuple[float, int, list[wire.Token]]] = []
         #: With `comes_back`: monitors of the sockets, whose they are by descriptor; tries since it was welcome last,
@@ -204,11 +204,13 @@ class Simulated:
 
     def _lose(self, worker: int) -> None:
         """The connection broke: try again after a pause, as `core.worker_session` does."""
+        spread_s = 0.0
         if self._is_joined[worker]:
             self._leave(worker)
-            self._tries[worker] = 0
+            self._tries[worker], spread_s = 0, self._spread_s
         low, high = BACKOFF_S
-        self._try_at(worker, min(high, low * 2 ** self._tries[worker]) * random.uniform(0.5, 1.5))
+        pause_s = min(high, low * 2 ** self._tries[worker]) * random.uniform(0.5, 1.5)
+        self._try_at(worker, pause_s + spread_s * random.random())
 
     def _leave(self, worker: int) -> None:
         self._is_joined[worker] = False
@@ -226,7 +228,7 @@ class Simulated:
         self._connect(worker)
         self._say_hello(worker)
         low, high = BACKOFF_S
-        pause_s = max(ANSWER_S, min(high, low * 2 ** self._tries[worker]))
+        pause_s = max(ANSWER_S + self._spread_s, min(high, low * 2 ** self._tries[worker]))
         self._try_at(worker, pause_s * random.uniform(0.75, 1.25))
 
     def _hang_up(self, worker: int) -> None:
@@ -302,13 +304,13 @@ class Simulated:
     def _on_ask_inventory(self, worker: int, message: wire.AskInventory) -> None:
         if self._plan.comes_back and self._is_joined[worker]:
             self._leave(worker)
-            self._try_at(worker, ANSWER_S)
+            self._try_at(worker, ANSWER_S + self._spread_s)
         self._say_hello(worker, message.number)
 
     def _on_welcome(self, worker: int, message: wire.Welcome) -> None:
         if message.generation != self._generations[worker]:
             return
-        self._beat_s = message.beat_s
+        self._beat_s, self._spread_s = message.beat_s, message.spread_s
         if not self._is_joined[worker]:
             self._is_joined[worker] = True
             self._joining -= 1 if not self._was_joined[worker] else 0
@@ -428,7 +430,7 @@ def main() -> int:
     plan = msgspec.json.decode(line, type=Plan)
     context = zmq.Context()
     # A monitor is two sockets more; what was closed counts for a moment longer.
-    context.set(zmq.MAX_SOCKETS, plan.workers * (6 if plan.comes_back else 1) + 16)
+    context.set(zmq.MAX_SOCKETS, plan.workers * (12 if plan.comes_back else 1) + 16)
 
     def tell(report: Report) -> None:
         sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
