@@ -21,6 +21,8 @@ from pilotq.errors import UserError
 
 #: ZAP domain of every socket of ours.
 DOMAIN = b"pilotq"
+#: Questions of ZAP that are answered in a row.
+ANSWERS_MAX = 50
 ROLES = ("worker", "foreman")
 
 
@@ -139,9 +141,11 @@ class Authenticator:
         self.socket.linger = 0
         self.socket.bind("inproc://zeromq.zap.01")
 
-    def answer(self) -> None:
-        """Answer every waiting question."""
-        while int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+    def answer(self) -> bool:
+        """Answer waiting questions; True when there may be more, and others should have a turn first."""
+        for _ in range(ANSWERS_MAX):
+            if not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return False
             frames = self.socket.recv_multipart()
             status, user = b"400", ""
             if len(frames) >= 7 and frames[2] == DOMAIN and frames[5] == b"CURVE":
@@ -152,6 +156,7 @@ class Authenticator:
                 self.refused += 1
             request = frames[1] if len(frames) > 1 else b""
             self.socket.send_multipart([b"1.0", request, status, b"", user.encode(), b""])
+        return True
 
     def close(self) -> None:
         self.socket.close()

@@ -24,6 +24,8 @@ Socket = Any
 READ_MAX = 200
 #: Multipart messages that may wait for one peer; credits keep the real number far below.
 QUEUE_MAX = 50_000
+#: How soon ZeroMQ itself connects again: at first, and at last.
+RECONNECT_MS = 200, 2_000
 # Plain numbers: pyzmq converts enums anew each time.
 _EVENTS, _POLLIN, _NOBLOCK, _SNDMORE = (int(one) for one in (zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK, zmq.SNDMORE))
 
@@ -220,7 +222,7 @@ class Dialer(_Link):
         socket = self.socket
         socket.curve_serverkey = server.encode()
         socket.curve_publickey, socket.curve_secretkey = token.public.encode(), token.secret.encode()
-        socket.reconnect_ivl, socket.reconnect_ivl_max = 200, 2_000
+        socket.reconnect_ivl, socket.reconnect_ivl_max = RECONNECT_MS
         events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         self._monitor: Any = socket.get_monitor_socket(events)
         self.loop.add_reader(self._monitor.getsockopt(zmq.FD), self._watch)
@@ -269,8 +271,13 @@ def serving(authenticator: keys.Authenticator) -> Iterator[keys.Authenticator]:
     """Answer ZAP questions in the running loop; closes the authenticator at the end."""
     loop = asyncio.get_running_loop()
     descriptor = int(authenticator.socket.getsockopt(zmq.FD))
-    loop.add_reader(descriptor, authenticator.answer)
-    authenticator.answer()
+
+    def answer() -> None:
+        if not authenticator.socket.closed and authenticator.answer():
+            loop.call_soon(answer)
+
+    loop.add_reader(descriptor, answer)
+    answer()
     try:
         yield authenticator
     finally:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pilotq.core.master import MasterCore
 
 NAME_CHARS_MAX = 200
+#: Workers that may come back in a second after all of them lost their way: each costs a handshake and an inventory.
+RETURNS_PER_S = 500
 #: A checksum that is wrong for this long makes the master ask for an inventory, even of a worker that is kept busy:
 #: what is on its way to the worker makes it wrong for a moment, what was lost for ever.
 MISMATCH_S = 60.0
@@ -98,7 +100,8 @@ class Sessions:
         worker.heard_at, worker.lease_over_at = now.boot, lease_end(now.boot, limits.lease_s)
         self._peers.connect(worker, event.route)
         kill = self._compare(worker, message, now)
-        self._send(event.route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill))
+        spread_s = len(self._peers.workers) / RETURNS_PER_S
+        self._send(event.route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill, spread_s))
         for predecessor in message.predecessors:
             other = self._peers.workers.get(predecessor)
             if other is not None and other is not worker and other.key in ("", event.name):
