@@ -34,6 +34,8 @@ SERVERS = ("master", "foreman")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _PUBLIC = re.compile(r"[!-~]{40}")
 _MOMENT = "%Y-%m-%dT%H:%M:%SZ"
+#: Questions of ZAP that are answered in a row.
+ANSWERS_MAX = 50
 
 
 class KeyPair(msgspec.Struct, frozen=True):
@@ -322,9 +324,11 @@ class Authenticator:
         """These and no others; of them those whose role speaks over ZeroMQ."""
         self.allowed = {public: key for public, key in known if key.role in ON_LINK}
 
-    def answer(self) -> None:
-        """Answer every waiting question."""
-        while int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+    def answer(self) -> bool:
+        """Answer waiting questions; True when there may be more, and others should have a turn first."""
+        for _ in range(ANSWERS_MAX):
+            if not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return False
             frames = self.socket.recv_multipart()
             status, user = b"400", b""
             if len(frames) >= 7 and frames[2] == DOMAIN and frames[5] == b"CURVE":
@@ -335,6 +339,7 @@ class Authenticator:
                 self.refused += 1
             request = frames[1] if len(frames) > 1 else b""
             self.socket.send_multipart([b"1.0", request, status, b"", user, b""])
+        return True
 
     def close(self) -> None:
         self.socket.close()

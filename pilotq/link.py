@@ -26,6 +26,8 @@ Socket = Any
 READ_MAX = 200
 #: Multipart messages that may wait for one peer; credits keep the real number far below.
 QUEUE_MAX = 50_000
+#: How soon ZeroMQ itself connects again: at first, and at last.
+RECONNECT_MS = 200, 2_000
 # Plain numbers: pyzmq converts enums anew each time.
 _EVENTS, _POLLIN, _NOBLOCK, _SNDMORE = (int(one) for one in (zmq.EVENTS, zmq.POLLIN, zmq.NOBLOCK, zmq.SNDMORE))
 
@@ -282,7 +284,7 @@ class Dialer(_Link):
         socket = self.socket
         socket.curve_serverkey = server.encode()
         socket.curve_publickey, socket.curve_secretkey = token.public.encode(), token.secret.encode()
-        socket.reconnect_ivl, socket.reconnect_ivl_max = 200, 2_000
+        socket.reconnect_ivl, socket.reconnect_ivl_max = RECONNECT_MS
         refusals = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         # No detail: whoever serves there has another key than we were told.
         refusals |= zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -339,7 +341,8 @@ def serving(gate: keys.Authenticator, on_failure: Callable[[Exception], None]) -
 
     def answer() -> None:
         try:
-            gate.answer()
+            if not gate.socket.closed and gate.answer():
+                loop.call_soon(answer)
         except Exception as error:
             loop.remove_reader(descriptor)
             gate.close()

@@ -188,6 +188,8 @@ class Welcome(_Message, frozen=True):
     generation: int
     #: Attempts the worker must end and forget; everything else it told stays.
     kill: Tokens
+    #: The first try after this session breaks is made somewhere in this time, because others lose theirs as well.
+    spread_s: float = 0.0
 
 
 class Reject(_Message, frozen=True):

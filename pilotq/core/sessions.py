@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pilotq.core.master import MasterCore
 
 NAME_CHARS_MAX = 200
+#: Workers that may come back in a second after all of them lost their way: each costs a handshake and an inventory.
+RETURNS_PER_S = 500
 #: A checksum that is wrong for this long makes the master ask for an inventory, even of a worker that is kept busy:
 #: what is on its way to the worker makes it wrong for a moment, what was lost for ever.
 MISMATCH_S = 60.0
@@ -125,7 +127,8 @@ class Sessions:
         for token in ended:
             self.on_ended(worker, token)
         kill = self._take_in(worker, message, now)
-        self._send(route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill))
+        spread_s = len(self._peers.workers) / RETURNS_PER_S
+        self._send(route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill, spread_s))
         if worker.drain_wanted:
             self._send(route, wire.DrainPlease())
         for predecessor in message.predecessors:

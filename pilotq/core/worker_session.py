@@ -31,7 +31,7 @@ class Session:
         self.link = 0
         self.generation = 0
         self.welcomed = self._was_welcomed = False
-        self._lease_s, self._beat_s = 2400.0, 5.0
+        self._lease_s, self._beat_s, self._spread_s = 2400.0, 5.0, 0.0
         self._lease_over_at = _NEVER
         self._seq = 0
         self._sent_at: dict[int, float] = {}
@@ -62,12 +62,13 @@ class Session:
             self._beat(now)
 
     def disconnected(self, now: Now) -> None:
+        spread_s = 0.0
         if self.welcomed:
-            self._tries = 0
+            self._tries, spread_s = 0, self._spread_s
         self.welcomed = False
         self._beat_at = _NEVER
         low, high = BACKOFF_S
-        pause = min(high, low * 2**self._tries) * (0.5 + self._options.spread)
+        pause = min(high, low * 2**self._tries) * (0.5 + self._options.spread) + spread_s * self._options.spread
         # A socket that knocks by itself again and again must not put off the next way for ever.
         self._retry_at = min(self._retry_at, now.boot + pause)
 
@@ -79,7 +80,8 @@ class Session:
         self._say_hello(now)
         low, high = BACKOFF_S
         self._tries = min(self._tries + 1, 10)
-        pause = max(ANSWER_S, min(high, low * 2**self._tries))
+        # Where many come back at once the answer takes longer; to give up would cost another handshake.
+        pause = max(ANSWER_S + self._spread_s, min(high, low * 2**self._tries))
         self._retry_at = now.boot + pause * (0.75 + self._options.spread / 2)
 
     def _say_hello(self, now: Now, answers: int = 0) -> None:
@@ -113,7 +115,7 @@ class Session:
             self._was_welcomed = True
             self._worker.actions.append(w.Known())
         self.welcomed, self._tries = True, 0
-        self._lease_s, self._beat_s = message.lease_s, message.beat_s
+        self._lease_s, self._beat_s, self._spread_s = message.lease_s, message.beat_s, message.spread_s
         self._retry_at = _NEVER
         self._lease_over_at = self._hello_at + self._lease_s
         self._sent_at.clear()
@@ -129,7 +131,7 @@ class Session:
     def on_ask_inventory(self, message: wire.AskInventory, now: Now) -> None:
         self.welcomed = False
         self._say_hello(now, message.number)
-        self._retry_at = now.boot + ANSWER_S
+        self._retry_at = now.boot + ANSWER_S + self._spread_s
 
     def on_leave(self, message: wire.Leave, now: Now) -> None:
         """The foreman drains: look for another; without one this way is found again, until the foreman is gone."""

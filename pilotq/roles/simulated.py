@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import random
 import select
 import sys
 import time
@@ -20,10 +21,12 @@ from typing import Any, cast
 
 import msgspec
 import zmq
+import zmq.utils.monitor
 
 from pilotq import __version__, keys, wire
+from pilotq.core.worker_session import ANSWER_S, BACKOFF_S
 from pilotq.errors import PilotqError, UnavailableError
-from pilotq.link import new_socket
+from pilotq.link import RECONNECT_MS, new_socket
 from pilotq.model import Ended, Outcome, Resources, Usage
 
 #: Workers that wait for their first welcome at the same time: more would only time out.
@@ -33,6 +36,7 @@ REPORT_S = 0.01
 #: Steps of the golden ratio lie evenly in any range, however many there are.
 _GOLDEN = 0.6180339887498949
 _EVENTS_MAX = 1000
+_NEVER = float("inf")
 _BEAT_S = 5.0
 
 
@@ -51,13 +55,17 @@ class Plan(msgspec.Struct, frozen=True):
     task_s: float
     #: The first tasks of all slots end evenly over `task_s`, as in a pool that has run for long.
     spread: bool
+    #: They watch their connections, and look for another way when one breaks, as real workers do.
+    comes_back: bool = False
 
 
 class Report(msgspec.Struct):
     """The counts so far; a line of JSON on standard output whenever they changed. Moments are CLOCK_MONOTONIC."""
 
-    #: Workers that were welcomed.
+    #: Workers that are welcome now.
     joined: int = 0
+    #: How often one that was welcome lost its session.
+    lost: int = 0
     joined_at: float = 0.0
     #: Slots that have had a task.
     filled: int = 0
@@ -86,7 +94,7 @@ class Simulated:
         self._workers: dict[int, int] = {}
         self._joining = 0
         self._sockets: list[Any] = []
-        self._is_joined = bytearray(plan.workers)
+        self._is_joined, self._was_joined = bytearray(plan.workers), bytearray(plan.workers)
         self._generations = [0] * plan.workers
         self._beats = [0] * plan.workers
         self._filled = [0] * plan.workers
@@ -95,9 +103,16 @@ class Simulated:
         self._live: list[set[wire.Token]] = [set() for _ in range(plan.workers)]
         self._waiting: list[deque[wire.Token]] = [deque() for _ in range(plan.workers)]
         self._unacked: list[set[wire.Token]] = [set() for _ in range(plan.workers)]
-        self._beat_s = _BEAT_S
-        #: (moment, worker, tokens that end; empty: its heartbeat is due).
+        self._beat_s, self._spread_s = _BEAT_S, 0.0
+        #: (moment, worker, tokens that end; empty: its heartbeat is due, or it tries to connect again).
         self._timers: list[tuple[float, int, list[wire.Token]]] = []
+        #: With `comes_back`: monitors of the sockets, whose they are by descriptor; tries since it was welcome last,
+        #: when the next one is due, and which way it takes.
+        self._monitors: list[Any] = [None] * (plan.workers if plan.comes_back else 0)
+        self._watched: dict[int, int] = {}
+        self._tries = [0] * plan.workers
+        self._retry_at, self._beat_at = [_NEVER] * plan.workers, [_NEVER] * plan.workers
+        self._ways = list(range(plan.workers))
         #: What the worker whose turn it is will say.
         self._out: list[bytes] = []
         self._ended: list[wire.Token] = []
@@ -108,7 +123,7 @@ class Simulated:
             wire.Assign: self._on_assign,
             wire.Ack: self._on_ack,
             wire.Kill: lambda worker, message: self._kill(worker, message.tokens),
-            wire.AskInventory: lambda worker, message: self._say_hello(worker, message.number),
+            wire.AskInventory: self._on_ask_inventory,
             wire.Reject: self._on_reject,
         }
 
@@ -124,7 +139,9 @@ class Simulated:
                 worker = self._workers.get(descriptor)
                 if worker is not None:
                     self._serve(worker)
-                elif not os.read(control, 1):
+                elif descriptor in self._watched:
+                    self._watch(self._watched[descriptor])
+                elif descriptor == control and not os.read(control, 1):
                     return
             while self._timers and self._timers[0][0] <= self._now:
                 self._on_time(*heapq.heappop(self._timers)[1:])
@@ -133,8 +150,8 @@ class Simulated:
                 tell(told)
 
     def close(self) -> None:
-        for socket in self._sockets:
-            socket.close()
+        for worker in range(len(self._sockets)):
+            self._hang_up(worker)
         self._poll.close()
 
     def _pause(self, report_at: float | None) -> float:
@@ -150,17 +167,86 @@ class Simulated:
         plan = self._plan
         while self._joining < JOINING_MAX and len(self._sockets) < plan.workers:
             worker = len(self._sockets)
-            socket = new_socket(self._context, zmq.DEALER)
-            socket.curve_serverkey = (self._token.master if plan.is_direct else self._token.foreman).encode()
-            socket.curve_publickey, socket.curve_secretkey = self._token.public.encode(), self._token.secret.encode()
-            socket.connect(plan.endpoints[worker % len(plan.endpoints)])
-            self._sockets.append(socket)
-            descriptor = socket.getsockopt(zmq.FD)
-            self._workers[descriptor] = worker
-            self._poll.register(descriptor, select.EPOLLIN)
+            self._sockets.append(None)
             self._joining += 1
+            self._connect(worker)
             self._say_hello(worker)
+            if plan.comes_back:
+                self._try_at(worker, ANSWER_S)
             self._serve(worker)
+
+    def _connect(self, worker: int) -> None:
+        plan = self._plan
+        socket = self._sockets[worker] = new_socket(self._context, zmq.DEALER)
+        socket.curve_serverkey = (self._token.master if plan.is_direct else self._token.foreman).encode()
+        socket.curve_publickey, socket.curve_secretkey = self._token.public.encode(), self._token.secret.encode()
+        if plan.comes_back:
+            socket.reconnect_ivl, socket.reconnect_ivl_max = RECONNECT_MS
+            events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            monitor = self._monitors[worker] = socket.get_monitor_socket(events)
+            self._listen(self._watched, monitor, worker)
+        socket.connect(plan.endpoints[self._ways[worker] % len(plan.endpoints)])
+        self._listen(self._workers, socket, worker)
+        if plan.comes_back:
+            # Its descriptor tells of changes only after its state was asked for once.
+            self._watch(worker)
+
+    def _listen(self, by: dict[int, int], socket: Any, worker: int) -> None:
+        descriptor = socket.getsockopt(zmq.FD)
+        by[descriptor] = worker
+        self._poll.register(descriptor, select.EPOLLIN)
+
+    def _watch(self, worker: int) -> None:
+        monitor = self._monitors[worker]
+        while monitor is not None and monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            zmq.utils.monitor.recv_monitor_message(monitor)
+            self._lose(worker)
+
+    def _lose(self, worker: int) -> None:
+        """The connection broke: try again after a pause, as `core.worker_session` does."""
+        spread_s = 0.0
+        if self._is_joined[worker]:
+            self._leave(worker)
+            self._tries[worker], spread_s = 0, self._spread_s
+        low, high = BACKOFF_S
+        pause_s = min(high, low * 2 ** self._tries[worker]) * random.uniform(0.5, 1.5)
+        self._try_at(worker, pause_s + spread_s * random.random())
+
+    def _leave(self, worker: int) -> None:
+        self._is_joined[worker] = False
+        self.report.joined -= 1
+        self.report.lost += 1
+
+    def _try_at(self, worker: int, pause_s: float) -> None:
+        self._retry_at[worker] = self._now + pause_s
+        heapq.heappush(self._timers, (self._now + pause_s, worker, []))
+
+    def _try_again(self, worker: int) -> None:
+        self._hang_up(worker)
+        self._ways[worker] += 1
+        self._tries[worker] = min(self._tries[worker] + 1, 10)
+        self._connect(worker)
+        self._say_hello(worker)
+        low, high = BACKOFF_S
+        pause_s = max(ANSWER_S + self._spread_s, min(high, low * 2 ** self._tries[worker]))
+        self._try_at(worker, pause_s * random.uniform(0.75, 1.25))
+
+    def _hang_up(self, worker: int) -> None:
+        socket, self._sockets[worker] = self._sockets[worker], None
+        if socket is None:
+            return
+        if self._monitors:
+            monitor, self._monitors[worker] = self._monitors[worker], None
+            self._forget(self._watched, monitor)
+            socket.disable_monitor()
+            monitor.close()
+        self._forget(self._workers, socket)
+        socket.close()
+
+    def _forget(self, by: dict[int, int], socket: Any) -> None:
+        descriptor = socket.getsockopt(zmq.FD)
+        del by[descriptor]
+        self._poll.unregister(descriptor)
 
     def _serve(self, worker: int) -> None:
         """Take all that came for a worker and say all it has to say; its descriptor tells of a message only once."""
@@ -215,16 +301,25 @@ class Simulated:
             )
         )
 
+    def _on_ask_inventory(self, worker: int, message: wire.AskInventory) -> None:
+        if self._plan.comes_back and self._is_joined[worker]:
+            self._leave(worker)
+            self._try_at(worker, ANSWER_S + self._spread_s)
+        self._say_hello(worker, message.number)
+
     def _on_welcome(self, worker: int, message: wire.Welcome) -> None:
         if message.generation != self._generations[worker]:
             return
-        self._beat_s = message.beat_s
+        self._beat_s, self._spread_s = message.beat_s, message.spread_s
         if not self._is_joined[worker]:
             self._is_joined[worker] = True
-            self._joining -= 1
+            self._joining -= 1 if not self._was_joined[worker] else 0
+            self._was_joined[worker] = True
+            self._tries[worker], self._retry_at[worker] = 0, _NEVER
             self.report.joined += 1
             self.report.joined_at = self._now
-            heapq.heappush(self._timers, (self._now + self._beat_s, worker, []))
+            self._beat_at[worker] = self._now + self._beat_s
+            heapq.heappush(self._timers, (self._beat_at[worker], worker, []))
         self._kill(worker, message.kill)
         self._ended += self._unacked[worker].difference(self._ended)
 
@@ -237,13 +332,16 @@ class Simulated:
             every ^= wire.checksum(token)
         self._beats[worker] += 1
         self._say(wire.Beat(self._beats[worker], self._offer, len(live), every))
-        heapq.heappush(self._timers, (self._now + self._beat_s, worker, []))
+        self._beat_at[worker] = self._now + self._beat_s
+        heapq.heappush(self._timers, (self._beat_at[worker], worker, []))
 
     def _on_time(self, worker: int, tokens: list[wire.Token]) -> None:
         if tokens:
             live = self._live[worker]
             self._end_all(worker, [token for token in tokens if token in live])
-        else:
+        elif self._retry_at[worker] <= self._now:
+            self._try_again(worker)
+        elif self._is_joined[worker] and self._beat_at[worker] <= self._now:
             self._beat(worker)
         self._serve(worker)
 
@@ -331,7 +429,8 @@ def main() -> int:
         line += part
     plan = msgspec.json.decode(line, type=Plan)
     context = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, plan.workers + 16)
+    # A monitor is two sockets more; what was closed counts for a moment longer.
+    context.set(zmq.MAX_SOCKETS, plan.workers * (12 if plan.comes_back else 1) + 16)
 
     def tell(report: Report) -> None:
         sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")

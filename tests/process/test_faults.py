@@ -49,21 +49,24 @@ def test_kill_anything_during_500_tasks(parts: Parts) -> None:
 
 
 def test_master_away_for_20_s_restarts_nothing(parts: Parts) -> None:
-    parts.start_all(slots=2)
+    """All slots are busy; every attempt is taken back, none is started again."""
+    slots = 16
+    parts.start_all(slots=slots)
     cluster = parts.submit(
         "executable = /bin/sh\ntransfer_executable = false\n"
-        f"arguments = \"-c 'echo start >> {parts.cwd}/starts.$(Process); sleep 28'\"\nlog = l\nqueue 2\n"
+        f"arguments = \"-c 'echo start >> {parts.cwd}/starts.$(Process); sleep 28'\"\nlog = l\nqueue {slots + 1}\n"
     )
-    wait_for("both to run", lambda: parts.counts(cluster)["running"] == 2)
+    wait_for("all to run", lambda: parts.counts(cluster)["running"] == slots)
     parts.kill9("master")
     time.sleep(20)
     parts.start("master")
-    wait_for("the worker to be back", lambda: parts.status_or_none() and parts.status()["slots"]["busy"] == 2)
-    parts.wait_done(cluster)
-    assert sorted(parts.history(cluster)) == [0, 1]
-    for proc in range(2):
+    wait_for("the worker to be back", lambda: parts.status_or_none() and parts.status()["slots"]["busy"] == slots, 15)
+    assert parts.counts(cluster)["running"] == slots and parts.counts(cluster)["idle"] == 1
+    parts.wait_done(cluster, 90)
+    assert sorted(parts.history(cluster)) == list(range(slots + 1))
+    for proc in range(slots + 1):
         assert (parts.cwd / f"starts.{proc}").read_text() == "start\n"
-    assert endings(parts.cwd / "l") == Counter([0, 1])
+    assert endings(parts.cwd / "l") == Counter(range(slots + 1))
 
 
 def test_results_wait_while_the_master_is_away(parts: Parts) -> None:

@@ -167,3 +167,41 @@ def test_a_backup_beside_a_busy_master_is_of_one_moment(pool: Parts, tmp_path: P
         assert found["ok"] and found["tasks"] + found["ended"] == 5 * len(clusters)
     for cluster in clusters:
         pool.wait_done(cluster)
+
+
+def test_damage_is_held_with_a_reason_and_the_rest_runs(pool: Parts) -> None:
+    """A row, a description, the log: after the start people see what is held, and the tables are whole again."""
+    waiting = pool.submit(f"{TRUE}request_cpus = 100\nqueue 3\n")
+    sound = pool.submit(f"{TRUE}queue 3\n")
+    broken = pool.submit(f"{TRUE}request_cpus = 100\nqueue 2\n")
+    assert pool.condor("condor_hold", f"{waiting}.1").returncode == 0
+    assert pool.end("master") == 0
+    db = sqlite3.connect(pool.path / "queue.db")
+    for statement in (
+        f"update task set body = x'00' || body where cluster = {waiting}",
+        f"update cluster set description = x'80' where cluster = {broken}",
+    ):
+        assert db.execute(statement).rowcount == 1
+    db.commit()
+    db.close()
+    told = {(one["cluster"], one["what"].split(" in ")[0]) for one in checked(pool, 1)["findings"]}
+    assert {cluster for cluster, _ in told} == {waiting, broken}
+    pool.start_master()
+    start_nodes(pool)
+    pool.wait_done(sound)
+
+    def held() -> list[str]:
+        return queue(pool, "ClusterId", "ProcId", "JobStatus", "HoldReason")
+
+    wait_for("the reasons", lambda: sum(" 5 " in line for line in held()) == 3)
+    assert held() == [
+        f"{waiting} 0 1 undefined",
+        f"{waiting} 1 5 the row of task {waiting}.1 is damaged in the store",
+        f"{waiting} 2 1 undefined",
+        *(f"{broken} {proc} 5 the description of cluster {broken} is damaged in the store" for proc in range(2)),
+    ]
+    # What is held is written anew; the description is not to be had again.
+    assert {one["cluster"] for one in checked(pool, 1)["findings"]} == {broken}
+    assert pool.condor("condor_rm", str(broken)).returncode == 0
+    assert pool.condor("condor_release", f"{waiting}.1").returncode == 0
+    wait_for("it to wait again", lambda: f"{waiting} 1 1" in queue(pool, "ClusterId", "ProcId", "JobStatus"))
