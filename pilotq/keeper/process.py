@@ -49,7 +49,7 @@ class Keeper:
     def __init__(self, sock: socket.socket, nonce: str, serial: int, bounds: Bounds) -> None:
         self._pipe: talk.Pipe[talk.Order] = talk.Pipe(sock, talk.orders)
         self._report = Report(self._pipe)
-        self._nonce = nonce
+        self._nonce, self._group = nonce, bounds.group
         self._family = Family(nonce, serial)
         self._base = base_environment()
         self._recipes = Recipes()
@@ -105,6 +105,7 @@ class Keeper:
             for attempt in self._attempts.values():
                 self._limits.over(attempt, 0)
             self._scratch.end()
+            self._group.abandon()
 
     def _pause_s(self) -> float:
         """How long the loop may sleep."""

@@ -110,6 +110,17 @@ class Group(msgspec.Struct, frozen=True):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
+    def abandon(self) -> None:
+        """A keeper leaves the group of its dead worker, and removes it when it was the last.
+
+        Version 2 lets nobody back where controllers were handed on; who delegated them (systemd) removes what is empty.
+        """
+        for path in self.directories:
+            if _try_to_write(f"{os.path.dirname(path)}/cgroup.procs", str(os.getpid())):
+                for directory in (f"{path}/{_KEEPERS}", path):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(directory)
+
     def members(self) -> set[int]:
         found: set[int] = set()
         for path in self.directories:

@@ -62,6 +62,8 @@ def test_a_killed_worker_ends_its_tasks_within_5_s(parts: Parts) -> None:
     wait_for("all of them to be gone", lambda: not living(told), 5)
     wait_for("the keepers to be gone", lambda: not [pid for pid in marked(parts.path) if b"keeper" in command(pid)], 5)
     groups = groups_of(parts)
+    if "memory v2" not in parts.status()["workers"][0]["cgroups"]:
+        assert not [path for path in groups if os.path.exists(path)], "the last keeper removed it"
     parts.start("worker0", WQ_NUM_WORKERS="2")
     wait_for("the next worker", lambda: len(living(told)) == 4)
     assert not [path for path in groups if os.path.exists(path)]
