@@ -12,7 +12,8 @@ from pilotq.core.master import Limits
 from pilotq.store.memory import MemoryStore
 from tests.sim.clients import Clients
 from tests.sim.clockwork import Clock, Time, Violation
-from tests.sim.head import Disk, Foreman, Master
+from tests.sim.foremen import Foreman
+from tests.sim.head import Disk, Master
 from tests.sim.ledger import Ledger
 from tests.sim.lies import lie
 from tests.sim.network import Network
