@@ -54,8 +54,21 @@ class Scan:
                 found = self._db.execute(self._next, last).fetchone()
                 if found is None or not all(isinstance(part, int) for part in found):
                     raise
+                # The error may be of the row after it, which is read ahead.
+                row = self._alone(last)
                 last = tuple(found)
-                self.lost.append(last)
+                if row is None:
+                    self.lost.append(last)
+                else:
+                    yield row[size:]
+
+    def _alone(self, last: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The row after this key, when it can be read."""
+        try:
+            row: tuple[Any, ...] | None = self._db.execute(f"{self._rows} limit 1", last).fetchone()
+        except sqlite3.DatabaseError:
+            return None
+        return row
 
 
 def flipped(columns: Sequence[Any]) -> Iterator[list[Any]]:

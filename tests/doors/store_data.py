@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -87,3 +88,11 @@ def tasks(loaded: Loaded) -> dict[tuple[int, int], tuple[int, int]]:
             assert (live.cluster, proc) not in found
             found[live.cluster, proc] = (state, -1)
     return found
+
+
+def damage(path: Path, statement: str) -> None:
+    """Change one row behind the back of the store."""
+    db = sqlite3.connect(path)
+    assert db.execute(statement).rowcount == 1
+    db.commit()
+    db.close()
