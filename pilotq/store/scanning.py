@@ -44,18 +44,41 @@ class Scan:
         """Rows without what only orders them."""
         size = self._size
         last: tuple[Any, ...] = (-(1 << 63),) * size
+        #: Of the row that comes next.
+        failure: sqlite3.DatabaseError | None = None
         while True:
             try:
                 for row in self._db.execute(self._rows, last):
+                    if failure is not None:
+                        break
                     last = row[:size]
                     yield row[size:]
-                return
-            except sqlite3.DatabaseError:
-                found = self._db.execute(self._next, last).fetchone()
-                if found is None or not all(isinstance(part, int) for part in found):
-                    raise
-                last = tuple(found)
+                if failure is None:
+                    return
+            except sqlite3.DatabaseError as error:
+                failure = error
+            else:
+                # Not found by its key: rows are not where they belong.
+                raise failure
+            found = self._db.execute(self._next, last).fetchone()
+            if found is None or not all(isinstance(part, int) for part in found):
+                raise failure
+            # Rows are read ahead: the error may be of the one after it.
+            row = self._alone(last)
+            last = tuple(found)
+            if row is None:
                 self.lost.append(last)
+                failure = None
+            else:
+                yield row[size:]
+
+    def _alone(self, last: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The row after this key, when it can be read."""
+        try:
+            row: tuple[Any, ...] | None = self._db.execute(f"{self._rows} limit 1", last).fetchone()
+        except sqlite3.DatabaseError:
+            return None
+        return row
 
 
 def flipped(columns: Sequence[Any]) -> Iterator[list[Any]]:

@@ -90,7 +90,9 @@ def tasks(loaded: Loaded) -> dict[tuple[int, int], tuple[int, int]]:
     return found
 
 
-def seen(db: sqlite3.Connection) -> list[object]:
-    """Everything in a store but the number of its starts."""
-    tables = ("cluster", "delta", "file", "task", "history", "outbox", "outbox_done")
-    return [db.execute(f"select * from {table}").fetchall() for table in tables]
+def damage(path: Path, statement: str) -> None:
+    """Change one row behind the back of the store."""
+    db = sqlite3.connect(path)
+    assert db.execute(statement).rowcount == 1
+    db.commit()
+    db.close()

@@ -222,3 +222,15 @@ def test_a_constraint_on_runs_finds_what_it_finds_task_by_task(differing: Path, 
         (run.cluster.id, proc, run.state) for run, proc in everything if question.is_match(question.job(run, proc))
     ]
     reader.close()
+
+
+def test_damaged_items_keep_no_other_task_from_being_shown(tmp_path: Path) -> None:
+    queue = Builder(tmp_path / "q.db")
+    queue.cluster(1, 4, body(), deltas=[{"ad": {"Number": str(proc)}} for proc in range(4)]).cluster(2, 1)
+    queue.db.execute("update delta set deltas = x'92' || deltas where first = 3")
+    queue.db.commit()
+    reader = Reader(str(queue.path), Commons())
+    runs = list(reader.queue(lambda cluster: False))
+    jobs = [reader.job(run, proc, 0.0, "site") for run in runs for proc in range(run.first, run.first + run.count)]
+    assert [str(job.get("number")) for job in jobs] == ["0", "1", "2", "None", "None"]
+    reader.close()

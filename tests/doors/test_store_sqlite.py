@@ -7,19 +7,20 @@ import random
 import shutil
 import signal
 import sqlite3
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_data import cluster, left, mixed, note, rows, seen, started, tasks
+from store_data import cluster, damage, left, mixed, note, rows, started, tasks
 
-from pilotq.core.records import ClusterLeft, Note, NotesAdded, NotesDone, Record
+from pilotq.core.records import ClusterLeft, NotesDone, Record
 from pilotq.errors import UserError
 from pilotq.model import State
-from pilotq.roles.restart import restore
-from pilotq.store import StoreBroken, StoreDamaged
+from pilotq.store import StoreBroken, StoreDamaged, StoreFull
 from pilotq.store.loading import load
-from pilotq.store.outbox import NOTES_MAX
 from pilotq.store.place import filesystem, require_local
+from pilotq.store.sqlite import SqliteStore
 
 #: Each commit with what must be found after it.
 SCENARIO: list[list[Record]] = [
@@ -33,6 +34,12 @@ SCENARIO: list[list[Record]] = [
     [cluster(3, 9000), mixed(3, [*range(0, 9000, 3), 1, 4099])],
     [rows(3, [8997, 3, 6], State.HELD), left(3, [4095, 9, 1, 4098]), left(1, [120, 110])],
 ]
+
+
+def seen(db: sqlite3.Connection) -> list[object]:
+    """Everything in a store but the number of its starts."""
+    tables = ("cluster", "delta", "file", "task", "history", "outbox", "outbox_done")
+    return [db.execute(f"select * from {table}").fetchall() for table in tables]
 
 
 def look(path: Path) -> list[object]:
@@ -140,13 +147,6 @@ def test_a_million_tasks_are_one_row(tmp_path: Path) -> None:
 
 
 # ---- damage
-
-
-def damage(path: Path, statement: str) -> None:
-    db = sqlite3.connect(path)
-    assert db.execute(statement).rowcount == 1
-    db.commit()
-    db.close()
 
 
 def block_of(path: Path, table: str, proc: int) -> int:
@@ -394,57 +394,61 @@ def test_a_network_file_system_is_refused_with_the_way_out(monkeypatch: pytest.M
 # ---- a full disk
 
 
-def test_nothing_is_left_of_notes_that_are_written(tmp_path: Path) -> None:
-    notes = [Note(n, -1, 1, n, 1, 1.0, attempt=1, final=True) for n in range(1, 2 * NOTES_MAX)]
-    store = started(tmp_path / "queue.db", [cluster(1, 5000), NotesAdded(notes)])
-    count = "select (select count(*) from outbox), (select count(*) from outbox_done)"
-    assert store._open_db.execute(count).fetchone() == (2, 0)
-    store.commit([NotesDone([1, 2, NOTES_MAX + 1])])
-    assert store._open_db.execute(count).fetchone() == (2, 3)
-    store.commit([NotesDone(list(range(3, NOTES_MAX + 1)))])
-    assert store._open_db.execute(count).fetchone() == (1, 1)
-    store.commit([NotesDone(list(range(NOTES_MAX + 2, 2 * NOTES_MAX)))])
-    assert store._open_db.execute(count).fetchone() == (0, 0)
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("change", ["heads = x'90'", "heads = 'text'", "cluster = 3", "crc = 5"])
-def test_tasks_that_wait_for_damaged_notes_are_held_and_no_others(tmp_path: Path, change: str) -> None:
-    path = tmp_path / "queue.db"
-    waiting = [rows(1, [0, 1], State.STAGING_OUT), rows(1, [2], State.RUNNING), rows(2, [0], State.STAGING_OUT)]
-    notes = [NotesAdded([Note(n, -1, 1, n - 1, 1, 1.0, attempt=1, final=True)]) for n in (1, 2)]
-    started(path, [cluster(1, 4), cluster(2), *waiting, *notes, note(3, 2, final=True)]).close()
-    damage(path, f"update outbox set {change} where n = 2")
-    store = started(path)
-    loaded = store.load()
-    assert [final.n for final in loaded.finals] == [1, 3] and "notes" in loaded.damage[0]
-    queue = restore(loaded, store, 1.0)
-    assert [queue.clusters[1].state(proc) for proc in range(4)] == [
-        State.STAGING_OUT,
-        State.HELD,
-        State.RUNNING,
-        State.IDLE,
-    ]
-    assert queue.clusters[2].state(0) == State.STAGING_OUT
-    assert "the note about the end of task 1.1 is damaged" in queue.clusters[1].facts[1].reason
-    # What is held is written so, and not held again after its release.
-    store.commit(queue.flush(1.0))
-    queue.release(queue.clusters[1], 1, 2.0, "a person")
-    store.commit(queue.flush(2.0))
-    again = restore(store.load(), store, 3.0)
-    assert again.clusters[1].state(1) == State.IDLE
+def fill(disk: Path) -> Path:
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return filler
+
+
+def test_a_full_disk_costs_nothing_and_the_ballast_carries_on(small_disk: Path) -> None:
+    path = small_disk / "queue.db"
+    store = started(path, [cluster(1, 1000)], ballast_bytes=1 << 20)
+    assert store.has_ballast
+    filler = fill(small_disk)
+    before, count = seen(store._open_db), 0
+    with pytest.raises(StoreFull):
+        for count in range(100):
+            before = seen(store._open_db)
+            store.commit([rows(1, list(range(1000)), State.RUNNING, attempt=count)])
+    assert seen(store._open_db) == before
+    assert store.release_ballast() and not store.has_ballast
+    store.commit([rows(1, list(range(1000)), State.RUNNING, attempt=count)])
+    assert not store.restore_ballast()
+    # Nothing that was not committed is remembered: the block before it is gone, and only that.
+    assert store._open_db.execute("select count(*), sum(alive) from task").fetchone() == (1, 1000)
+
+    store.close()
+    store = SqliteStore(1 << 20)
+    store.open(path)
+    assert tasks(store.load())[1, 999] == (State.RUNNING, count)
+    assert not store.has_ballast
+    filler.unlink()
+    assert store.restore_ballast() and store.has_ballast
     store.close()
 
 
-def test_a_damaged_mark_of_a_written_note_is_mended_or_told(tmp_path: Path) -> None:
-    path = tmp_path / "queue.db"
-    notes = NotesAdded([Note(n, -1, 1, n, 1, 1.0, attempt=1, final=True) for n in range(1, 9)])
-    started(path, [cluster(1, 9), notes], [NotesDone([2])]).close()
-    for change, left_over in (("n = 3", {2}), ("n = 1000", set())):
-        damage(path, f"update outbox_done set {change}")
-        store = started(path)
-        loaded = store.load()
-        assert {final.n for final in loaded.finals} == set(range(1, 9)) - left_over
-        assert loaded.damage == [
-            "which notes of 1 and later are written is damaged in the store; one may be written twice"
-        ]
-        store.close()
+def test_a_store_opens_on_a_full_disk(small_disk: Path) -> None:
+    path = small_disk / "queue.db"
+    started(path, [cluster(1)]).close()
+    fill(small_disk)
+    store = SqliteStore(1 << 20)
+    store.open(path)
+    assert [live.cluster for live in store.load().clusters] == [1]
+    assert not store.has_ballast
+    store.close()
