@@ -141,9 +141,8 @@ class Ledger:
 
     def _noted(self, notes: list[Note]) -> None:
         for note in notes:
-            if note.final:
-                if self.states.get((note.cluster, note.proc)) != State.STAGING_OUT:
-                    self.fail("I2", f"the last note of {note.cluster}.{note.proc} is written apart from its result")
+            if note.final and self.states.get((note.cluster, note.proc)) != State.STAGING_OUT:
+                self.fail("I2", f"the last note of {note.cluster}.{note.proc} is written apart from its result")
 
     def _added(self, record: ClusterAdded) -> None:
         if record.key:
