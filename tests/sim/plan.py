@@ -171,7 +171,7 @@ def _spec(number: int, choose: random.Random, durations: tuple[float, ...], larg
         task_s=choose.choice(durations),
         has_log=choose.random() < 0.4,
         outputs=choose.choice(["", "", "", "", "small", "big", "big"]),
-        policy=choose.choice(["again", "periodic"]) if choose.random() < 0.2 else "",
+        policy=choose.choice(["again", "again", "periodic"]) if choose.random() < 0.3 else "",
         ignores_term=choose.random() < 0.2,
     )
 

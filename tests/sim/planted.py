@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pilotq import wire
+from pilotq import daemon, wire
 from pilotq.core import foreman, peers, policy, queue, results, sessions
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
 from pilotq.core.foreman import ForemanCore
 from pilotq.core.master import MasterCore
+from pilotq.core.records import NotesAdded, TaskRows
 from pilotq.core.sessions import Sessions
 from pilotq.core.turn import Now
 from pilotq.core.worker import WorkerCore
@@ -124,6 +125,36 @@ def _(right: Any, self: Any, event: t.Wait, now: Now) -> None:
         self.actions.append(t.Answer(event.reply, cluster))
     else:
         right(self, event, now)
+
+
+# ---- what begins before its commit, and what waits for the next one
+
+
+@_bug("events-handed", "events of logs are handed to the scribe before their commit", MasterCore, "_turn")
+def _(right: Any, self: Any, now: Now) -> t.Turn:
+    turn: t.Turn = right(self, now)
+    handed = [t.HandNotes(record.notes) for record in turn.records if isinstance(record, NotesAdded)]
+    return t.Turn(turn.records, turn.actions, handed, turn.may_wait)
+
+
+@_bug("later-dropped", "a turn that waits for the next commit is forgotten when there is one", daemon, "_joined")
+def _(right: Any, turn: t.Turn, later: t.Turn) -> t.Turn:
+    return right(t.Turn(), later)
+
+
+@_bug("later-undone", "what follows a turn that waits is done at once", head.Master, "on_settled")
+def _(right: Any, self: Any, turn: t.Turn) -> None:
+    right(self, turn)
+    if turn.may_wait:
+        self._perform_all(turn.actions)
+        turn.actions = []
+
+
+@_bug("handed-is-written", "a new scribe passes over what the one before was handed", head.Master, "new_scribe")
+def _(right: Any, self: Any) -> None:
+    before = self.scribe
+    right(self)
+    self.scribe._last = max(before._by_hand, default=0)
 
 
 # ---- results
@@ -338,6 +369,22 @@ def _(right: Any, self: Any, worker: Any, message: wire.Beat, now: Now) -> None:
 @_bug("assign-to-draining", "a worker that drains gets tasks", peers.Worker, "takes_tasks")
 def _(right: Any, self: Any, boot: float, contact_lost_s: float) -> bool:
     return self.route is not None and not self.asked
+
+
+@_bug("called-back-twice", "what a suspended node gives back starts elsewhere at once", queue.Queue, "requeue")
+def _(right: Any, self: Any, *arguments: Any, still_runs: bool = False, **more: bool) -> None:
+    right(self, *arguments, **more)
+
+
+@_bug("called-back-forgotten", "a restart forgets what a suspended node is to give back", queue.Queue, "flush")
+def _(right: Any, self: Any, wall: float) -> Any:
+    records = right(self, wall)
+    for record in records:
+        if isinstance(record, TaskRows):
+            for index, facts in enumerate(record.facts):
+                if record.states[index] == State.IDLE and facts.outcome == Outcome.REJECTED:
+                    record.facts[index] = msgspec.structs.replace(facts, worker="")
+    return records
 
 
 # ---- workers, foremen, scribe
