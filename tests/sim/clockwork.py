@@ -58,6 +58,12 @@ class Time:
         """From 0 to 1, the same for the same numbers."""
         return ((hash((self._seed, *what)) * 0x9E3779B97F4A7C15) & _MASK) / (1 << 64)
 
+    def step(self) -> None:
+        """A core is given an event."""
+        self.steps += 1
+        if self.steps > EVENTS_MAX:
+            raise Violation("I13", f"after {EVENTS_MAX} steps it goes on as ever")
+
     def tell(self, text: str) -> None:
         if self.trace is not None:
             self.trace.append((self.t, text))
@@ -133,7 +139,7 @@ class Daemon:
         now, inbox, react = self.clock.read(self.time.t), self._inbox, self.react
         while inbox:
             self._is_settled = False
-            self.time.steps += 1
+            self.time.step()
             react(inbox.popleft(), now)
         self._pump(now)
 
