@@ -267,6 +267,19 @@ def test_a_result_that_meets_a_hold_and_a_release_is_not_wanted() -> None:
     assert node.running == [wire.Token(cluster, 0, 2)]
 
 
+def test_a_result_that_was_not_told_yet_when_its_end_is_asked_for_is_never_told() -> None:
+    """Its outputs are gone: told after all, the task would be held for want of them."""
+    world = World()
+    node = Node(world, "n1")
+    world.submit()
+    token = node.running.pop()
+    ended = w.FromKeepers(ended=[(token, Ended(Outcome.OK, outputs=big()))])
+    node.do(ended, w.FromMaster(node.core.session.link, wire.Kill([token])))
+    said = [message for _, message in node.outbox]
+    assert any(isinstance(message, wire.Killed) for message in said)
+    assert not any(isinstance(message, wire.Result) for message in said)
+
+
 def test_a_hold_while_outputs_come() -> None:
     world = World()
     node = Node(world, "n1")
