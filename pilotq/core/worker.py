@@ -317,6 +317,7 @@ class WorkerCore(Core):
             attempt = self.attempts.get(token)
             if attempt is None:
                 if self.results.pop(token, None) is not None:
+                    self._new_results.pop(token, None)
                     self.actions.append(w.Discard([token]))
                 gone.append(token)
             elif attempt.is_here_only:

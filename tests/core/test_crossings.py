@@ -189,3 +189,16 @@ def test_a_drain_is_asked_for_again_after_a_silence() -> None:
 
 
 # ---- foreman, files
+
+
+def test_a_result_that_was_not_told_yet_when_its_end_is_asked_for_is_never_told() -> None:
+    """Its outputs are gone: told after all, the task would be held for want of them."""
+    world = World()
+    node = Node(world, "n1")
+    world.submit()
+    token = node.running.pop()
+    ended = w.FromKeepers(ended=[(token, Ended(Outcome.OK, outputs=big()))])
+    node.do(ended, w.FromMaster(node.core.session.link, wire.Kill([token])))
+    said = [message for _, message in node.outbox]
+    assert any(isinstance(message, wire.Killed) for message in said)
+    assert not any(isinstance(message, wire.Result) for message in said)

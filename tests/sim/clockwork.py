@@ -59,6 +59,12 @@ class Time:
         """From 0 to 1, the same for the same numbers."""
         return ((hash((self._seed, *what)) * 0x9E3779B97F4A7C15) & _MASK) / (1 << 64)
 
+    def step(self) -> None:
+        """A core is given an event."""
+        self.steps += 1
+        if self.steps > EVENTS_MAX:
+            raise Violation("I13", f"after {EVENTS_MAX} steps it goes on as ever")
+
     def tell(self, text: str) -> None:
         if self.trace is not None:
             self.trace.append((self.t, text))
@@ -137,7 +143,7 @@ class Daemon:
         now, inbox, react = self.clock.read(self.time.t), self._inbox, self.react
         while inbox:
             self._is_settled = False
-            self.time.steps += 1
+            self.time.step()
             react(inbox.popleft(), now)
         self._pump(now)
 
@@ -147,7 +153,7 @@ class Daemon:
         wakeup = self.core.next_wakeup()
         if wakeup is not None and wakeup <= now.boot:
             self._is_settled = False
-            self.time.steps += 1
+            self.time.step()
             self.core.react(self.new_tick(), now)
         if not self._is_settled:
             self._is_settled = True

@@ -14,7 +14,7 @@ from pilotq.core.turn import Now
 from pilotq.model import Facts, Outcome
 from pilotq.roles.performer import _SENDS, IDLE_SEND_S
 from pilotq.roles.restart import restore
-from tests.sim.clockwork import Clock, Daemon
+from tests.sim.clockwork import Clock, Daemon, Died
 from tests.sim.foremen import Foreman
 from tests.sim.network import Dialer, Listener, Parts, Wire
 from tests.sim.scribe import Scribe
@@ -52,6 +52,8 @@ class Master(Daemon):
         self.world, self.host = world, "head"
         self.wires: dict[bytes, Wire] = {}
         self.listener = Listener(self)
+        #: It dies instead of doing the next of this kind.
+        self.dies_before: type | None = None
         self.waiting: dict[int, Callable[[Any], None]] = {}
         self._reply = 0
         self._sends_soon = False
@@ -153,6 +155,10 @@ class Master(Daemon):
     def _perform_all(self, actions: list[Any]) -> None:
         for action in actions:
             self.effect()
+            if self.dies_before and isinstance(getattr(action, "message", action), self.dies_before):
+                self.time.tell("the master dies instead of saying what it has committed")
+                self.die(False)
+                raise Died
             self.perform(action)
         if any(isinstance(action, _SENDS) and not t.may_wait(action) for action in actions):
             self.listener.flush()
@@ -179,9 +185,9 @@ class Master(Daemon):
         if isinstance(message, wire.Ack):
             ledger.on_ack_sent(action.route, message.tokens)
         elif isinstance(message, wire.Kill):
-            ledger.kill_sent.update(message.tokens)
+            ledger.on_kill_sent(message.tokens)
         elif isinstance(message, wire.Welcome):
-            ledger.kill_sent.update(message.kill)
+            ledger.on_kill_sent(message.kill)
             ledger.on_renewed(action.route)
         elif isinstance(message, wire.Renew):
             ledger.on_renewed(action.route)
@@ -209,6 +215,7 @@ class Master(Daemon):
 
     def _collect(self, action: t.Collect) -> None:
         names = {output.name for output in action.outputs if output.data is None}
+        self.world.ledger.on_collect(action.token)
         if action.token in self._settled:
             return
         self._pulling[action.token] = (action.route, names)

@@ -99,6 +99,7 @@ class Ledger:
         self.acked: set[wire.Token] = set()
         #: Attempts somebody wanted to end: the master, or the worker as its lease was over.
         self.kill_sent: set[wire.Token] = set()
+        self.killed_at: dict[wire.Token, float] = {}
         self.given_up: set[wire.Token] = set()
         #: Tasks whose result is on disk; the keys of submissions.
         self.recorded: set[Task] = set()
@@ -287,6 +288,8 @@ class Ledger:
     def on_forget(self, name: str) -> None:
         """An operator says that it is gone; he may be wrong, then two copies may run."""
         self._release_all(name, set())
+        for token in [token for token in self.killed_at if self.holders.get(token) == name]:
+            del self.killed_at[token]
         seen = self.workers.get(name)
         if seen is not None:
             seen.open.clear()
@@ -324,6 +327,7 @@ class Ledger:
             self.holders[token] = name
             self.released.discard(token)
             self.kill_sent.discard(token)
+            self.killed_at.pop(token, None)
         if name in self.liars:
             return
         if seen.offer.draining:
@@ -340,6 +344,10 @@ class Ledger:
             task = (token.cluster, token.proc)
             if self.attempts.get(task, 0) != token.attempt or self.states.get(task) not in ON_WORKER:
                 self.fail("I4", f"attempt {token.attempt} of {_name(task)} leaves before it is on disk")
+
+    def on_kill_sent(self, tokens: list[wire.Token]) -> None:
+        self.kill_sent.update(tokens)
+        self.killed_at.update(dict.fromkeys(tokens, self.time.t))
 
     def on_ack_sent(self, route: Route, tokens: list[wire.Token]) -> None:
         if self.by_route.get(route, "") in self.liars:
@@ -380,6 +388,11 @@ class Ledger:
         if payload.over_at > most and not payload.node.was_frozen(payload.over_at - 2 * self.lease_s):
             text = f"{payload.worker} ran {_token(payload.token)} {payload.over_at - most:.1f} s longer than it may"
             self.fail("I6", text)
+
+    def on_collect(self, token: wire.Token) -> None:
+        killed_s = self.time.t - self.killed_at.get(token, float("-inf"))
+        if killed_s < self.lease_s and (token.cluster, token.proc) not in self.lied_of:
+            self.fail("I5", f"outputs of {_token(token)} are wanted, but its worker was told to forget it")
 
     def on_missing(self, token: wire.Token) -> None:
         """A worker says that outputs are gone."""

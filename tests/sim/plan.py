@@ -56,6 +56,7 @@ class Plan:
 #: What may go wrong, and how often compared to the others. A plan has some of these kinds only.
 FAULTS: dict[str, int] = {
     "kill_master": 6,
+    "kill_master_at": 6,
     "kill_foreman": 4,
     "kill_worker": 5,
     "reboot": 2,
@@ -205,6 +206,8 @@ def _args(kind: str, plan: Plan, choose: random.Random) -> tuple[Any, ...]:
         return (foreman, seconds)
     if kind in ("cut", "cut_one_way"):
         return (*choose.sample(ends, 2), seconds)
+    if kind == "kill_master_at":
+        return (choose.choice(["ack", "assign", "answer"]), away)
     if kind == "hang_foreman":
         return (foreman, node, round(choose.uniform(5.0, 40.0), 3))
     if kind == "flap":

@@ -141,6 +141,11 @@ class World:
             self.master_away = away
             self.master.fuse = fuse
 
+    def _kill_master_at(self, what: str, away: float) -> None:
+        if self.master is not None and not self.master.is_dead:
+            self.master_away = away
+            self.master.dies_before = {"ack": wire.Ack, "assign": t.SendAssign, "answer": t.Answer}[what]
+
     def _kill_scribe(self, fuse: int, away: float) -> None:
         if self.master is not None:
             self.master.scribe.fuse = fuse
@@ -307,7 +312,7 @@ class World:
             if daemon is not None and not daemon.is_dead:
                 daemon.fuse = -1
         if self.master is not None:
-            self.master.scribe.fuse = -1
+            self.master.scribe.fuse, self.master.dies_before = -1, None
         for node in self.nodes:
             node.is_black_hole, node.stage_fails_until = False, 0.0
             worker = node.worker
