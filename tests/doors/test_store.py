@@ -112,7 +112,7 @@ def test_a_submission_is_known_by_its_key_after_a_restart(restart: Restart) -> N
     store.commit([cluster(5, 1, key="b0"), cluster(6, 1, key="a", owner="bob")])
     store.commit([left(1, [0]), ClusterLeft(1), left(2, [0]), ClusterLeft(2), left(4, [0]), ClusterLeft(4)])
     store = restart()
-    assert dict(restore(store.load(), store).keys) == {
+    assert dict(restore(store.load(), store, 1.0).keys) == {
         ("alice", "a"): [1],
         ("alice", "b"): [2, 3],
         ("alice", "b0"): [5],
