@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sqlite3
 import uuid
@@ -80,6 +81,8 @@ class SqliteStore:
         self._ledger: Ledger | None = None
         #: What was found before the first load.
         self._damage: list[str] = []
+        #: The disk failed: nothing is asked of the file any more.
+        self._is_broken = False
 
     # ---- open and close
 
@@ -159,10 +162,12 @@ class SqliteStore:
 
     def close(self) -> None:
         if self._db is not None:
-            try:
-                self._db.close()
-            except sqlite3.Error:
-                pass
+            if self._is_broken:
+                # The last one to close a database syncs its log; so it stays open until the process is gone.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))
+            else:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.close()
             self._db = None
         if self._lock is not None:
             self._lock.release()
@@ -234,6 +239,7 @@ class SqliteStore:
         is_damage = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         if is_damage or isinstance(error, UnicodeDecodeError):
             return StoreBroken(f"{self._path} is damaged ({error})", DAMAGE_ADVICE)
+        self._is_broken = True
         return StoreBroken(
             f"{self._path} cannot be used: {error} ({name})", "see that its disk is in order, and start again"
         )
