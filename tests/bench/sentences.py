@@ -200,7 +200,7 @@ REASONS: dict[tuple[int, str], str] = {
         "A task costs about 0.6 ms of CPU for its process, as in C, 0.26 to 0.33 in the keepers, 0.07 in worker, "
         "foreman and master; with outputs, 0.04 ms in the scribe, half of it in the kernel that makes two more files a "
         "task, and 0.02 more in the master. None of the peers and none of the programs in C syncs anything. With 8 "
-        "slots the figures are of 21 November, before the last changes; with 2 slots the machine had other work as well."
+        "slots the figures are of 21 November, before the last changes; with 2 slots the machine had other work too."
     ),
     (3, "latency p50"): _HOPS,
     (3, "latency p99"): _HOPS,
