@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from parts import Parts, marked, wait_for
 
+from pilotq.proc import start_ticks
+
 pytestmark = pytest.mark.timeout(120)
 #: A daemon forked twice, in a session of its own, without environment; it says its pid.
 DAEMON = "setsid -f env -i setsid -f sh -c 'echo $$ >> {}; exec sleep 300'"
@@ -36,7 +38,7 @@ def pids(path: Path) -> list[int]:
 
 
 def living(path: Path) -> list[int]:
-    return [pid for pid in pids(path) if os.path.exists(f"/proc/{pid}")]
+    return [pid for pid in pids(path) if start_ticks(pid)]
 
 
 def left(parts: Parts) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -17,6 +16,8 @@ from typing import Any
 import pytest
 from parts import Parts, wait_for
 from pools import SHIMS
+
+from pilotq.proc import start_ticks
 
 pytestmark = pytest.mark.timeout(120)
 SLOTS = 3
@@ -78,12 +79,6 @@ def history(pool: Parts, cluster: int, *attributes: str) -> list[str]:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
 
 
 # ---- scratch and environment -------------------------------------------------------------------------------------
@@ -352,14 +347,14 @@ def test_nothing_of_a_task_outlives_it(pool: Parts, site: Path) -> None:
     )
     cluster = run(pool, "executable = leave\ntransfer_input_files = daemon.py\nqueue\n")
     pids = [int(line) for line in (site / "pids").read_text().split()]
-    assert len(pids) == 3 and not any(is_alive(pid) for pid in pids)
+    assert len(pids) == 3 and not any(start_ticks(pid) for pid in pids)
     assert history(pool, cluster, "ExitCode") == ["7"]
 
     (site / "pids").write_text("")
     cluster = pool.submit("executable = leave\narguments = x\ntransfer_input_files = daemon.py\nqueue\n")
     wait_for("them to run", lambda: len((site / "pids").read_text().split()) == 3)
     pool.wait_done(cluster)
-    assert not any(is_alive(int(line)) for line in (site / "pids").read_text().split())
+    assert not any(start_ticks(int(line)) for line in (site / "pids").read_text().split())
 
 
 def test_a_removed_task_is_ended_with_all_its_processes(pool: Parts, site: Path) -> None:
@@ -368,7 +363,7 @@ def test_a_removed_task_is_ended_with_all_its_processes(pool: Parts, site: Path)
     wait_for("them to run", lambda: (site / "pids").exists() and len((site / "pids").read_text().split()) == 2)
     assert pool.condor("condor_rm", str(cluster), "-reason", "enough").returncode == 0
     pids = [int(line) for line in (site / "pids").read_text().split()]
-    wait_for("them to be gone", lambda: not any(is_alive(pid) for pid in pids), 15)
+    wait_for("them to be gone", lambda: not any(start_ticks(pid) for pid in pids), 15)
     assert history(pool, cluster, "JobStatus", "RemoveReason")[0] == "3"
     wait_for("the last event", lambda: "\n009 (" in (site / "log").read_text())
     assert "enough" in (site / "log").read_text()
