@@ -113,7 +113,7 @@ class Office:
             "master": {"pid": os.getpid(), "endpoint": self._endpoint},
             "owner": getpass.getuser(),
             "schedd_name": self.site.schedd_name,
-            "scribe": {"pid": self.performer.scribe.pid, "backlog": len(self.core.queue.finals)},
+            "scribe": {"pid": self.performer.scribe.pid, "backlog": self.performer.store.backlog},
             "query": {"pid": self.queries.pid},
             "commits": self.engine.commits,
             "loop": {

@@ -101,6 +101,10 @@ class Store(Protocol):
     cluster.
     """
 
+    @property
+    def backlog(self) -> int:
+        """Committed notes that are not known to be written. May be read from any thread."""
+
     def open(self, path: Path) -> None:
         """Take possession; one process at a time.
 

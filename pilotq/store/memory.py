@@ -113,6 +113,10 @@ class MemoryStore:
         return {digest for number in self.live for digest in self.clusters[number].digests}
 
     @property
+    def backlog(self) -> int:
+        return len(self.outbox)
+
+    @property
     def has_ballast(self) -> bool:
         return self._has_ballast
 

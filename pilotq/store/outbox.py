@@ -138,6 +138,9 @@ class Waiting:
         #: How many of each block.
         self._left: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._block_of)
+
     def add(self, block: int, ns: list[int]) -> None:
         self._block_of.update(dict.fromkeys(ns, block))
         self._left[block] = len(ns)

@@ -79,6 +79,7 @@ class SqliteStore:
         self._db: sqlite3.Connection | None = None
         #: Made from disk when it is needed and not there.
         self._ledger: Ledger | None = None
+        self.backlog = 0
         #: What was found before the first load.
         self._damage: list[str] = []
         #: The disk failed: nothing is asked of the file any more.
@@ -179,6 +180,7 @@ class SqliteStore:
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._judge(error) from error
         loaded.damage += self._damage
+        self.backlog = len(self._ledger.notes)
         return loaded
 
     @property
@@ -203,6 +205,7 @@ class SqliteStore:
             db.execute("begin immediate")
             rows.write(db)
             db.execute("commit")
+            self.backlog = len(self._ledger.notes)
         except sqlite3.Error as error:
             verdict = self._judge(error)
             if isinstance(verdict, StoreFull):

@@ -124,8 +124,12 @@ def test_notes_wait_until_they_are_done(restart: Restart) -> None:
     store = restart()
     store.commit([cluster(1, 5), note(1, 1), note(2, 1, 2, final=True), note(3, 1, 3, final=True)])
     assert store.load().finals == [Final(2, 1, 2, 1, 1), Final(3, 1, 3, 1, 1)]
+    assert store.backlog == 3, "the events of a log count as well"
     store.commit([NotesDone([2, 77])])
-    assert restart().load().finals == [Final(3, 1, 3, 1, 1)]
+    assert store.backlog == 2
+    store = restart()
+    assert store.load().finals == [Final(3, 1, 3, 1, 1)]
+    assert store.backlog == 2
 
 
 def test_notes_that_came_together_are_done_one_by_one(restart: Restart) -> None:
