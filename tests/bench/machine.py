@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -39,6 +40,16 @@ def cpu(pid: int) -> Cpu:
     if len(words) < 15:
         return Cpu(0.0, 0.0)
     return Cpu((int(words[11]) + int(words[12])) * _TICK_S, (int(words[13]) + int(words[14])) * _TICK_S)
+
+
+def is_gone(pid: int) -> bool:
+    """Ended with all of its threads, so that its files are closed; whether its parent knows or not."""
+    words = _stat(pid)
+    if not words:
+        return True
+    with contextlib.suppress(OSError):
+        return words[0] in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
+    return True
 
 
 def children(pid: int) -> list[int]:

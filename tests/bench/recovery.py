@@ -24,7 +24,6 @@ from pool import ROOT, Pool, new_directory  # noqa: F401 - its import makes pilo
 
 from pilotq.core.records import ClusterAdded, Record, TaskRows
 from pilotq.model import ClusterBody, Description, Facts, Resources, State
-from pilotq.proc import start_ticks
 from pilotq.store.sqlite import SqliteStore
 
 ANSWER, DISPATCH, MEMORY = Goal(5.0, least=False), Goal(8.0, least=False), Goal(1.5, least=False)
@@ -105,7 +104,7 @@ def ours(options: argparse.Namespace, rows: int) -> Sample:
         mark = pool.cwd / "started"
         pid = pool.status()["master"]["pid"]
         os.kill(pid, signal.SIGKILL)
-        wait_until("the master to be gone", lambda: not start_ticks(pid))
+        wait_until("the master to be gone", lambda: machine.is_gone(pid))
         fill_and_die(pool.home / "queue.db", options.tasks, rows, ["/bin/touch", str(mark)])
         start = time.monotonic()
         with (pool.base / "master.log").open("wb") as log:
