@@ -63,6 +63,8 @@ def _remove_empty(folder: Path) -> None:
 @functools.cache
 def _spread(parent: str | None) -> Path:
     """A directory whose directories lie apart from each other, where the file system can do that."""
+    if parent:
+        os.makedirs(parent, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="pilotq-bench-", dir=parent))
     atexit.register(_remove_empty, folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
