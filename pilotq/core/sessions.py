@@ -69,7 +69,7 @@ class Sessions:
         if isinstance(message, wire.Hello):
             self.on_hello(route, key, message, now)
             return
-        worker = self._peers.routes.get(route)
+        worker = self._peers.find_at(route)
         if worker is None:
             if self._peers.may_ask(route, now.boot):
                 self._send(route, wire.AskInventory())
@@ -321,7 +321,7 @@ class Sessions:
             self._send(event.route, wire.ForemanRenew(message.seq))
         elif isinstance(message, wire.Gone):
             for session in message.sessions:
-                worker = self._peers.routes.get(Route(peer, session))
+                worker = self._peers.find_at(Route(peer, session))
                 if worker is not None:
                     self._peers.disconnect(worker)
         elif isinstance(message, wire.Goodbye):
