@@ -90,7 +90,7 @@ class MasterCore(t.Core):
         self._reactions[type(event)](event, now)
 
     def settle(self, now: Now) -> Turn:
-        self._heed_health(now)
+        self.heed_health(now)
         self._match(now)
         return self._turn(now)
 
@@ -263,7 +263,7 @@ class MasterCore(t.Core):
 
     # ---- inside
 
-    def _heed_health(self, now: Now) -> None:
+    def heed_health(self, now: Now) -> None:
         """Nodes that were suspended give back what they have not started; those that are well again take tasks."""
         health = self.health
         for host, text in health.news:

@@ -225,7 +225,8 @@ class Peers:
 
     def __init__(self) -> None:
         self.workers: dict[str, Worker] = {}
-        self.routes: dict[Route, Worker] = {}
+        #: By peer of the socket, and session there.
+        self._routes: dict[bytes, dict[bytes, Worker]] = {}
         self.foremen: dict[bytes, Foreman] = {}
         #: Clusters a peer of the socket has the description of.
         self.told: dict[bytes, set[int]] = {}
@@ -241,35 +242,45 @@ class Peers:
             worker = self.workers[name] = Worker(name, host, heard_at=boot, lease_over_at=lease_end(boot, lease_s))
         return worker
 
+    def find_at(self, route: Route) -> Worker | None:
+        """The worker that is reached this way."""
+        sessions = self._routes.get(route.peer)
+        return sessions.get(route.session) if sessions is not None else None
+
     def connect(self, worker: Worker, route: Route) -> None:
         """From now on the worker is reached this way, and no other."""
         self.disconnect(worker)
-        other = self.routes.get(route)
+        other = self.find_at(route)
         if other is not None:
             other.route = None
             if other.is_empty:
                 # A session that says hello under one name after the other must not leave them all here.
                 self.workers.pop(other.name, None)
         worker.route = route
-        self.routes[route] = worker
+        self._routes.setdefault(route.peer, {})[route.session] = worker
         self.asked_at.pop(route, None)
 
     def disconnect(self, worker: Worker) -> None:
         route = worker.route
         if route is not None:
-            self.routes.pop(route, None)
+            sessions = self._routes.get(route.peer, {})
+            sessions.pop(route.session, None)
+            if not sessions:
+                self._routes.pop(route.peer, None)
             worker.route = None
             if not route.session:
                 self.told.pop(route.peer, None)
 
     def lose_peer(self, peer: bytes) -> list[Worker]:
-        """The socket's peer is gone: the workers that were reached through it."""
+        """The socket's peer is gone: the workers that were reached through it.
+
+        Cost: does not grow with those of other peers, as thousands may lose their way together.
+        """
         self.foremen.pop(peer, None)
         self.told.pop(peer, None)
-        lost = [worker for route, worker in self.routes.items() if route.peer == peer]
+        lost = list(self._routes.get(peer, {}).values())
         for worker in lost:
             self.disconnect(worker)
-        self.asked_at = {route: at for route, at in self.asked_at.items() if route.peer != peer}
         return lost
 
     def remove(self, worker: Worker, *, is_over: bool = False) -> None:

@@ -48,15 +48,18 @@ class Results:
 
     def on_result(self, worker: Worker, message: wire.Result, now: Now) -> None:
         told = message.tokens[: len(message.ends)]
-        tokens, ends = self._take_plain(worker, told, message.ends, now)
-        acks = [token for token, end in zip(tokens, ends, strict=False) if self._judge(worker, token, end, now)]
+        stands = message.row_stands
+        tokens, ends = self._take_plain(worker, told, message.ends, stands, now)
+        acks = [token for token, end in zip(tokens, ends, strict=False) if self._judge(worker, token, end, stands, now)]
         if len(tokens) < len(told):
             acks += set(told).difference(tokens)
+        # The acknowledgement lets the worker go on: what it must give back it is told before.
+        self._master.heed_health(now)
         if acks and worker.route is not None:
             self._master.actions.append(t.Send(worker.route, wire.Ack(acks)))
 
     def _take_plain(
-        self, worker: Worker, tokens: list[wire.Token], ends: list[Ended], now: Now
+        self, worker: Worker, tokens: list[wire.Token], ends: list[Ended], row_stands: bool, now: Now
     ) -> tuple[list[wire.Token], list[Ended]]:
         """Complete at once what needs no judging: the rest.
 
@@ -86,22 +89,27 @@ class Results:
                 other_ends.append(end)
         if plain:
             procs = list(plain)
-            self._note_health(worker, cluster, plain, now)
+            self._note_health(worker, cluster, plain, row_stands, now)
             worker.drop_all(number, procs, [token.attempt for token, _ in plain.values()])
             self._master.queue.complete_all(cluster, procs, [end for _, end in plain.values()], now.wall)
         return other_tokens, other_ends
 
     def _note_health(
-        self, worker: Worker, cluster: Cluster, plain: dict[int, tuple[wire.Token, Ended]], now: Now
+        self,
+        worker: Worker,
+        cluster: Cluster,
+        plain: dict[int, tuple[wire.Token, Ended]],
+        row_stands: bool,
+        now: Now,
     ) -> None:
         health = self._master.health
         bad = [(proc, end) for proc, (_, end) in plain.items() if end.outcome]
         if len(bad) < len(plain):
-            health.on_good(worker.node, cluster, len(plain) - len(bad), now)
+            health.on_good(worker.node, cluster, len(plain) - len(bad), now, row_stands=row_stands)
         for proc, end in bad:
             health.on_end(worker.node, cluster, proc, end, now)
 
-    def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
+    def _judge(self, worker: Worker, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> bool:
         """Take one result; True when the worker may forget it."""
         was_ending = self._master.sessions.on_ended(worker, token)
         task = (token.cluster, token.proc)
@@ -126,7 +134,7 @@ class Results:
             # Of no use; or judged before, and told again as the acknowledgement was lost.
             return True
         if token not in self.collecting:
-            self._master.health.on_end(worker.node, cluster, token.proc, end, now)
+            self._master.health.on_end(worker.node, cluster, token.proc, end, now, row_stands=row_stands)
         if is_large:
             if state == State.IDLE and token.attempt == current:
                 # Not to be started again while its outputs come.

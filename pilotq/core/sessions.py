@@ -69,7 +69,7 @@ class Sessions:
         if isinstance(message, wire.Hello):
             self.on_hello(route, key, message, now)
             return
-        worker = self._peers.routes.get(route)
+        worker = self._peers.find_at(route)
         if worker is None:
             if self._peers.may_ask(route, now.boot):
                 self._send(route, wire.AskInventory())
@@ -321,7 +321,7 @@ class Sessions:
             self._send(event.route, wire.ForemanRenew(message.seq))
         elif isinstance(message, wire.Gone):
             for session in message.sessions:
-                worker = self._peers.routes.get(Route(peer, session))
+                worker = self._peers.find_at(Route(peer, session))
                 if worker is not None:
                     self._peers.disconnect(worker)
         elif isinstance(message, wire.Goodbye):
@@ -371,11 +371,13 @@ class Sessions:
 
     def on_time(self, now: Now) -> None:
         """Leases that ended, foremen that fell silent."""
-        limits = self._master.limits
+        limits, boot = self._master.limits, now.boot
+        silent_since = boot - 4 * limits.contact_lost_s
+        # Of ten thousand the loop looks at little more than two numbers each.
         for worker in list(self._peers.workers.values()):
-            if now.boot >= worker.lease_over_at:
+            if boot >= worker.lease_over_at:
                 self._bury(worker, "no contact with its worker for the whole lease", now)
-            elif worker.is_empty and now.boot - worker.heard_at > 4 * limits.contact_lost_s:
+            elif worker.heard_at < silent_since and worker.is_empty:
                 self._peers.remove(worker)
                 self._master.actions.append(t.Tell("worker forgotten", {"worker": worker.name}))
         for foreman in list(self._peers.foremen.values()):

@@ -197,7 +197,7 @@ def test_a_result_that_was_not_told_yet_when_its_end_is_asked_for_is_never_told(
     node = Node(world, "n1")
     world.submit()
     token = node.running.pop()
-    ended = w.FromKeepers(ended=[(token, Ended(Outcome.OK, outputs=big()))])
+    ended = w.FromKeepers(ended=[(token, Ended(Outcome.OK, outputs=big()), 1.0)])
     node.do(ended, w.FromMaster(node.core.session.link, wire.Kill([token])))
     said = [message for _, message in node.outbox]
     assert any(isinstance(message, wire.Killed) for message in said)

@@ -8,7 +8,7 @@ from pilotq import wire
 from pilotq.core import worker_turn as w
 from pilotq.core.turn import Now, Tell
 from pilotq.core.worker import Options, WorkerCore
-from pilotq.model import Ended, Outcome, OutputFile, Resources, Usage
+from pilotq.model import HARMLESS, Ended, Outcome, OutputFile, Resources, Usage
 from tests.sim.clockwork import Clock, Daemon, number_of
 from tests.sim.ledger import Payload
 from tests.sim.network import Dialer, Parts
@@ -107,9 +107,8 @@ class Node:
             self._killed(payload, payload.wanted_end, worker)
             return
         self._over(payload.token, by_itself=True)
-        worker.keepers.on_over(
-            payload.token, Ended(payload.outcome, payload.code, usage=_usage(payload), outputs=_outputs(payload))
-        )
+        ended = Ended(payload.outcome, payload.code, usage=_usage(payload), outputs=_outputs(payload))
+        worker.keepers.on_over(payload.token, ended, payload.started_at)
 
     def kill(self, token: wire.Token, outcome: Outcome, worker: Worker) -> None:
         """A keeper ends it, after its grace."""
@@ -123,7 +122,7 @@ class Node:
     def _killed(self, payload: Payload, outcome: Outcome, worker: Worker) -> None:
         if payload.is_running:
             self._over(payload.token)
-            worker.keepers.on_over(payload.token, Ended(outcome, usage=_usage(payload)))
+            worker.keepers.on_over(payload.token, Ended(outcome, usage=_usage(payload)), payload.started_at)
 
     def end_all(self) -> None:
         """The keepers see that their worker is gone."""
@@ -159,6 +158,8 @@ class Keepers:
         self._home: set[wire.Token] = set()
         self._running: set[wire.Token] = set()
         self._followers: dict[wire.Token, wire.Token] = {}
+        #: Those that failed, and behind which nothing begins yet.
+        self._stopped: set[wire.Token] = set()
         self._order_at = self._event_at = 0.0
         self._count = 0
         self.discards: set[wire.Token] = set()
@@ -167,19 +168,19 @@ class Keepers:
         self._count += 1
         return self._time.noise(13, number_of(self._worker.name), self._count)
 
-    def order(self, action: w.Launch | w.TakeBack | w.End) -> None:
+    def order(self, action: w.Launch | w.TakeBack | w.GoOn | w.End) -> None:
         if isinstance(action, w.Launch):
             if action.token in self._home:
                 return
             self._home.add(action.token)
-        elif action.token not in self._home:
+        elif not isinstance(action, w.GoOn) and action.token not in self._home:
             return
         noise = self._noise()
         delay = 0.0005 + (noise if noise > 0.97 else noise * 0.002)
         self._order_at = max(self._order_at, self._time.t + delay)
         self._time.at(self._order_at, self._obey, action)
 
-    def _obey(self, action: w.Launch | w.TakeBack | w.End) -> None:
+    def _obey(self, action: w.Launch | w.TakeBack | w.GoOn | w.End) -> None:
         if self._worker.is_dead:
             return
         if self._time.t < self._node.frozen_until:
@@ -188,17 +189,20 @@ class Keepers:
             return
         token = action.token
         if isinstance(action, w.Launch):
-            if action.after in self._running or action.after in self._followers:
+            if action.after in self._running or action.after in self._followers or action.after in self._stopped:
                 self._followers[token] = action.after
             else:
                 self._start(token)
+        elif isinstance(action, w.GoOn):
+            self._stopped.discard(token)
+            self._pass_on(token, None)
         elif token in self._running:
             if isinstance(action, w.End):
                 self._node.kill(token, action.outcome, self._worker)
         elif token in self._followers:
             self._pass_on(token, self._followers.pop(token))
             if isinstance(action, w.End):
-                self._tell(ended=[(token, Ended(action.outcome))])
+                self._tell(ended=[(token, Ended(action.outcome), 0.0)])
             else:
                 self._tell(returned=[token])
 
@@ -218,22 +222,26 @@ class Keepers:
                 del self._followers[follower]
                 self._start(follower)
 
-    def on_over(self, token: wire.Token, end: Ended) -> None:
+    def on_over(self, token: wire.Token, end: Ended, began_at: float) -> None:
         if self._worker.is_dead or token not in self._running:
             return
         self._running.discard(token)
-        self._tell(ended=[(token, end)])
-        self._pass_on(token, None)
+        self._tell(ended=[(token, end, began_at)])
+        if end.outcome in HARMLESS:
+            self._pass_on(token, None)
+        else:
+            self._stopped.add(token)
 
     def die(self) -> None:
         """The keeper is killed: all in it is over, another one comes."""
-        told: list[tuple[wire.Token, Ended]] = []
+        told: list[tuple[wire.Token, Ended, float]] = []
         for token in list(self._running):
             self._node._over(token)
-            told.append((token, Ended(Outcome.LOST, reason="its keeper died")))
-        told += [(token, Ended(Outcome.EVICTED)) for token in self._followers]
+            told.append((token, Ended(Outcome.LOST, reason="its keeper died"), 0.0))
+        told += [(token, Ended(Outcome.EVICTED), 0.0) for token in self._followers]
         self._running.clear()
         self._followers.clear()
+        self._stopped.clear()
         if told:
             self._tell(ended=told)
 
@@ -244,7 +252,7 @@ class Keepers:
         self._time.at(self._event_at, self._told, w.FromKeepers(**what))
 
     def _told(self, event: w.FromKeepers) -> None:
-        for token, _ in event.ended:
+        for token, _, _ in event.ended:
             self._home.discard(token)
             if token in self.discards:
                 self._node.sandboxes.discard(token)
@@ -400,6 +408,7 @@ class Worker(Daemon):
         w.Stage: _stage,
         w.Launch: lambda self, action: self.keepers.order(action),
         w.TakeBack: lambda self, action: self.keepers.order(action),
+        w.GoOn: lambda self, action: self.keepers.order(action),
         w.End: _end,
         w.Discard: _discard,
         w.Serve: _serve,
