@@ -110,7 +110,7 @@ class Master(Daemon):
                 self.world.ledger.on_unknown(message.worker)
             self.world.ledger.on_heard(event.route, message)
         elif isinstance(event, t.WorkerVerb) and event.verb == "forget":
-            self.world.on_forget(event.worker)
+            self.world.ledger.on_forget(event.worker)
         self.core.react(event, now)
 
     # ---- turns
@@ -195,6 +195,10 @@ class Master(Daemon):
 
     def _send_assign(self, action: t.SendAssign) -> None:
         self.world.ledger.on_assign_sent(_tokens(action))
+        worker = self.core.peers.routes.get(action.route)
+        for node in self.world.nodes if worker is not None else ():
+            if node.name == worker.host:
+                node.on_given()
         message = wire.Assign(action.cluster, action.procs, action.attempts)
         self.listener.send(action.route.peer, action.route.session, wire.pack(message))
 

@@ -44,6 +44,8 @@ class Payload:
     spec: Spec
     worker: str
     node: Any
+    #: When its worker wanted it to start, for which it must have had a lease.
+    launched_at: float
     started_at: float
     ends_at: float
     outcome: Outcome
@@ -101,6 +103,8 @@ class Ledger:
         self.kill_sent: set[wire.Token] = set()
         self.killed_at: dict[wire.Token, float] = {}
         self.given_up: set[wire.Token] = set()
+        #: Attempts of which an operator said that they are gone with their worker, wrongly perhaps.
+        self.forgotten: set[wire.Token] = set()
         #: Tasks whose result is on disk; the keys of submissions.
         self.recorded: set[Task] = set()
         self.keys: dict[tuple[str, str], int] = {}
@@ -214,7 +218,7 @@ class Ledger:
         if old:
             self._free(wire.Token(*task, old), f"attempt {new} of {_name(task)} is issued")
         for payload in self.of_task.get(task, ()):
-            if payload.is_running and task not in self.lied_of and not payload.node.was_frozen(payload.started_at):
+            if payload.is_running and not self._is_excused(payload):
                 self.fail("I6", f"attempt {new} of {_name(task)} is issued while {payload.worker} runs it")
 
     def _free(self, token: wire.Token, what: str) -> None:
@@ -286,8 +290,9 @@ class Ledger:
             seen.contact_at = seen.heard_at
 
     def on_forget(self, name: str) -> None:
-        """An operator says that it is gone; he may be wrong, then two copies may run."""
+        """An operator says that it is gone; he may be wrong, then he takes the blame for a second copy."""
         self._release_all(name, set())
+        self.forgotten.update(token for token, holder in self.holders.items() if holder == name)
         for token in [token for token in self.killed_at if self.holders.get(token) == name]:
             del self.killed_at[token]
         seen = self.workers.get(name)
@@ -370,16 +375,22 @@ class Ledger:
         task = (token.cluster, token.proc)
         if token in self.payloads:
             self.fail("I6", f"attempt {token.attempt} of {_name(task)} starts twice")
-        is_excused = task in self.lied_of or payload.node.was_frozen(self.time.t - 2 * self.lease_s)
+        is_excused = self._is_excused(payload)
         if token.attempt != self.attempts.get(task, 0) and not is_excused:
             now = self.attempts.get(task, 0)
             self.fail("I6", f"attempt {token.attempt} of {_name(task)} starts, but {now} was issued")
         for other in self.of_task.get(task, ()):
-            if other.is_running and not is_excused and not other.node.was_frozen(other.started_at):
+            if other.is_running and not is_excused and not self._is_excused(other):
                 self.fail("I6", f"{_name(task)} starts on {payload.worker} and runs on {other.worker}")
         self.payloads[token] = payload
         self.of_task.setdefault(task, []).append(payload)
         self.time.tell(f"{payload.worker} runs {_name(task)} attempt {token.attempt}")
+
+    def _is_excused(self, payload: Payload) -> bool:
+        """Nobody can promise that this one runs alone."""
+        token = payload.token
+        is_lied_of = (token.cluster, token.proc) in self.lied_of
+        return is_lied_of or token in self.forgotten or payload.node.was_frozen(payload.launched_at)
 
     def on_over(self, payload: Payload, lease_from: float) -> None:
         """It may have run for a lease after its worker last sent what was answered, and no longer."""

@@ -268,6 +268,14 @@ def _(right: Any, self: Any, message: wire.Renew, now: Now) -> None:
     self._lease_over_at = max(self._lease_over_at, now.boot + self._lease_s)
 
 
+@_bug("unread-started", "a worker starts what lay unread until its lease was over", WorkerCore, "on_assign")
+def _(right: Any, self: Any, message: wire.Assign, now: Now) -> None:
+    session, over_at = self.session, self.session._lease_over_at
+    session._lease_over_at = float("inf")
+    right(self, message, now)
+    session._lease_over_at = over_at
+
+
 @_bug("lease-ignored", "a worker without contact goes on for ever", WorkerCore, "give_up")
 def _(right: Any, self: Any, now: Now) -> None:
     return
