@@ -21,7 +21,7 @@ from pilotq.core.results import Results
 from pilotq.core.sessions import Sessions
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Turn
-from pilotq.model import ENDED, ON_WORKER, HoldCode, State
+from pilotq.model import ENDED, ON_WORKER, HoldCode, Outcome, State
 
 #: Tasks that one turn cancels, holds or releases, so that a huge cluster does not stop the loop.
 ACT_TASKS_MAX = 5000
@@ -284,7 +284,8 @@ class MasterCore(t.Core):
         for cluster in self.queue.clusters.values():
             for proc, facts in cluster.facts.items():
                 state = cluster.state(proc)
-                if not facts.worker or state not in ON_WORKER | {State.HELD, State.IDLE}:
+                may_run = state in (State.HELD, State.IDLE) and facts.outcome != Outcome.LOST
+                if not facts.worker or not (may_run or state in ON_WORKER):
                     continue
                 worker = self.peers.know(facts.worker, facts.host, now.boot, self.limits.lease_s)
                 worker.hold(cluster.id, [proc], [cluster.attempts[proc]], cluster.needs)

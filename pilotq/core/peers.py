@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pilotq import wire
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Route
-from pilotq.model import Resources
+from pilotq.model import Outcome, Resources
 
 Task = tuple[int, int]
 
@@ -161,6 +161,11 @@ class Worker:
     def may_speak_for(self, cluster: Cluster, proc: int) -> bool:
         """False when the present attempt of a task was given to another worker."""
         return cluster.facts_of(proc).worker in ("", self.name)
+
+    def has_lost(self, cluster: Cluster, proc: int) -> bool:
+        """Was the last attempt of an idle task given up because nothing was heard of this worker?"""
+        facts = cluster.facts_of(proc)
+        return facts.outcome == Outcome.LOST and facts.worker == self.name
 
     @property
     def tasks(self) -> list[Task]:

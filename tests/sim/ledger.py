@@ -13,7 +13,7 @@ from pilotq import wire
 from pilotq.core.queue import ABORTED, HELD, RELEASED, SUBMITTED, TERMINATED
 from pilotq.core.records import ClusterAdded, Note, NotesAdded, TaskRows, TasksLeft
 from pilotq.core.turn import HandNotes, Route, Turn
-from pilotq.model import ENDED, ENDING, ON_WORKER, Facts, Outcome, State
+from pilotq.model import ENDED, ENDING, ON_WORKER, Facts, HoldCode, Outcome, State
 from pilotq.store.memory import MemoryStore
 from tests.sim.clockwork import Time, Violation
 
@@ -91,6 +91,10 @@ class Ledger:
         self.attempts: dict[Task, int] = {}
         self.states: dict[Task, State] = {}
         self.holders: dict[wire.Token, str] = {}
+        #: State and attempt as the master has it, committed or not.
+        self._decided: dict[Task, tuple[State, int]] = {}
+        #: How often a task had been held, by the attempt whose result held it.
+        self._held_by: dict[wire.Token, int] = {}
         self.workers: dict[str, Seen] = {}
         self.by_route: dict[Route, str] = {}
         self.master_began_at = 0.0
@@ -170,13 +174,28 @@ class Ledger:
             self._other_holder(task, attempt, facts.worker)
         if state == State.STAGING_OUT:
             self._recorded(task, attempt, facts)
-        elif state == State.IDLE and attempt and not facts.worker:
+        elif state == State.IDLE and attempt and (not facts.worker or facts.outcome == Outcome.LOST):
             self._free(wire.Token(*task, attempt), f"{_name(task)} is idle again")
         elif state in (State.HELD, State.CANCELLED) or (state == State.IDLE and attempt):
             self.unwanted.add(wire.Token(*task, attempt))
+        if state == State.HELD:
+            self._held(wire.Token(*task, attempt), facts)
         self.attempts[task], self.states[task] = attempt, state
         if self.time.trace is not None:
             self.time.tell(f"disk: {_name(task)} {state.name.lower()} attempt {attempt} {facts.worker}")
+
+    def _held(self, token: wire.Token, facts: Facts) -> None:
+        """By its result once; and never because outputs are gone that nobody was to keep."""
+        task = (token.cluster, token.proc)
+        if facts.hold_code not in (HoldCode.RESOURCES, HoldCode.DURATION, HoldCode.OUTPUT_FILE) or task in self.lied_of:
+            return
+        if facts.outcome == Outcome.STAGE_OUT:
+            self.fail("I5", f"{_name(task)} is held because outputs are gone that its worker was to keep, or to forget")
+        if facts.outcome in ENDING:
+            return
+        before = self._held_by.setdefault(token, facts.holds)
+        if facts.holds > before:
+            self.fail("I2", f"the result of {_token(token)} holds its task a second time")
 
     def _left(self, task: Task, state: State, attempt: int, facts: Facts) -> None:
         if task in self.disk.history:
@@ -248,6 +267,7 @@ class Ledger:
             seen.route, seen.generation = None, -1
             seen.open.clear()
         self.by_route.clear()
+        self._decided = {task: (state, self.attempts.get(task, 0)) for task, state in self.states.items()}
 
     def on_unknown(self, name: str) -> None:
         """The master does not remember it: any of its hellos may be the newest."""
@@ -307,9 +327,20 @@ class Ledger:
         for record in turn.records:
             if isinstance(record, ClusterAdded):
                 self.specs[record.cluster] = self.wanted[record.description]
+            elif isinstance(record, TaskRows):
+                self._decided_rows(record)
         early = [action for action in turn.at_once if not isinstance(action, HandNotes)]
         if early:
             self.fail("I4", f"{early} begin before their commit")
+
+    def _decided_rows(self, record: TaskRows) -> None:
+        """What was free and is taken back by the worker that has it is not free any more."""
+        for proc, state, attempt in zip(record.procs, record.states, record.attempts, strict=True):
+            task, after = (record.cluster, proc), (State(state), attempt)
+            if after[0] in ON_WORKER and self._decided.get(task) == (State.IDLE, attempt):
+                self.released.discard(wire.Token(*task, attempt))
+                self.forgotten.discard(wire.Token(*task, attempt))
+            self._decided[task] = after
 
     def on_handed(self, notes: list[Note]) -> None:
         """Before their commit: it may never come, so only what may be done twice."""
@@ -404,6 +435,8 @@ class Ledger:
         killed_s = self.time.t - self.killed_at.get(token, float("-inf"))
         if killed_s < self.lease_s and (token.cluster, token.proc) not in self.lied_of:
             self.fail("I5", f"outputs of {_token(token)} are wanted, but its worker was told to forget it")
+        if token in self.acked and (token.cluster, token.proc) not in self.lied_of:
+            self.fail("I5", f"outputs of {_token(token)} are wanted, but its result was acknowledged")
 
     def on_missing(self, token: wire.Token) -> None:
         """A worker says that outputs are gone."""

@@ -201,8 +201,30 @@ def _(right: Any, self: Any, cluster: Any) -> bool:
 
 @_bug("ended-wanted", "the result of an attempt that was told to end counts", results.Results, "_judge")
 def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
-    self._master.sessions.on_ended(worker, token)
+    cluster = self._master.queue.clusters.get(token.cluster)
+    if token in worker.ending and cluster is not None and cluster.state(token.proc) == State.IDLE:
+        self._master.sessions.on_ended(worker, token)
+        has_lost = peers.Worker.has_lost
+        peers.Worker.has_lost = lambda *_: True  # type: ignore[method-assign]
+        try:
+            return right(self, worker, token, end, now)
+        finally:
+            peers.Worker.has_lost = has_lost  # type: ignore[method-assign]
     return right(self, worker, token, end, now)
+
+
+@_bug(
+    "dropped-once", "a result that was dropped is forgotten before its worker forgot it", results.Results, "on_result"
+)
+def _(right: Any, self: Any, worker: Any, message: wire.Result, now: Now) -> None:
+    right(self, worker, message, now)
+    for token in message.tokens:
+        self._master.sessions.on_ended(worker, token)
+
+
+@_bug("judged-again", "a result that was judged is taken for a late one", peers.Worker, "has_lost")
+def _(right: Any, self: Any, cluster: Any, proc: int) -> bool:
+    return True
 
 
 # ---- leases and sessions
