@@ -322,8 +322,6 @@ class World:
         """Somebody releases what is held, and starts what has left."""
         self._no_drain()
         self.clients.release_all()
-        if self.master is not None and not self.master.is_dead:
-            self.master.scribe.retry_all()
         for node in self.nodes:
             if node.worker is None or node.worker.is_dead:
                 node.start()
