@@ -111,8 +111,8 @@ class MasterCore(t.Core):
             self.actions.append(t.Answer(event.reply, []))
             return
         owner = event.clusters[0].owner
-        known = self.queue.keys.get((owner, event.key)) if event.key else None
-        if known is not None:
+        known = self.queue.keys.get((owner, event.key), event.known) if event.key else None
+        if known:
             self.actions.append(t.Answer(event.reply, known))
             return
         refusal = self.refusal(sum(new.count for new in event.clusters))

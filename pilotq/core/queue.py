@@ -37,8 +37,9 @@ class Queue:
         self.ready = Ready()
         self.next_cluster = next_cluster
         self.next_note = next_note
-        #: (owner, key) -> cluster ids of what was submitted with it.
+        #: (owner, key) -> cluster ids of what was submitted with it; False: of all of them.
         self.keys: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
+        self.has_forgotten_keys = False
         #: The attempts whose tasks end when a note is written; and those whose note could not be written.
         self.finals: dict[int, Token] = {}
         self.stuck: dict[int, Token] = {}
@@ -110,6 +111,7 @@ class Queue:
             self.keys[owner, key] = clusters
             if len(self.keys) > KEYS_MAX:
                 self.keys.popitem(last=False)
+                self.has_forgotten_keys = True
 
     # ---- the life of a task
 
@@ -168,7 +170,7 @@ class Queue:
         """Its attempt is over without a completion: idle again.
 
         `lost` while it ran, perhaps by its own doing; `charged` when it was surely. `still_runs`: its worker was told
-        to end it, and has not said so; a restart must know that. Of a lost attempt the worker is kept: it may come back.
+        to end it, and has not said so; a restart must know that. Of a lost attempt the worker is kept: it may be back.
         """
         state, facts = cluster.state(proc), cluster.facts_of(proc)
         was_started = state in (State.RUNNING, State.SUSPENDED)

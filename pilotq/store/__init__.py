@@ -88,7 +88,8 @@ class Loaded(msgspec.Struct, gc=False):
     #: By id.
     clusters: list[LiveCluster]
     finals: list[Final]
-    #: (owner, key, cluster) of clusters that left lately: their client may not have had its answer.
+    #: (owner, key, cluster) of clusters that left lately, `ENDED_KEYS_MAX` at most: their client may not have had its
+    #: answer. `find_key` knows the others.
     ended_keys: list[tuple[str, str, int]]
     #: Sentences about damage that belongs to no known task.
     damage: list[str]
@@ -119,6 +120,9 @@ class Store(Protocol):
     def description(self, cluster: int) -> bytes: ...
 
     def body(self, cluster: int) -> bytes: ...
+
+    def find_key(self, owner: str, key: str) -> list[int]:
+        """The clusters that were ever submitted with this key, in their order; none: it is new."""
 
     def deltas(self, cluster: int, procs: list[int]) -> list[bytes]:
         """One packed delta per proc; empty when the cluster has none."""

@@ -114,6 +114,10 @@ class MemoryStore:
 
     @property
     def backlog(self) -> int:
+    def find_key(self, owner: str, key: str) -> list[int]:
+        named = [(added.key.rpartition("/")[0], added) for added in self.clusters.values()]
+        return sorted(added.cluster for name, added in named if (added.owner, name) == (owner, key))
+
         return len(self.outbox)
 
     @property

@@ -120,6 +120,19 @@ def test_a_submission_is_known_by_its_key_after_a_restart(restart: Restart) -> N
     }
 
 
+def test_any_key_can_be_looked_up(restart: Restart) -> None:
+    store = restart()
+    ours = [cluster(1, key="b/0"), cluster(2, key="b/1"), cluster(3, key="b0/0"), cluster(4, key="a/0")]
+    store.commit([*ours, cluster(5, key="b/0", owner="bob"), cluster(6), cluster(7, key="b/c/0")])
+    store.commit([left(1, [0]), ClusterLeft(1)])
+    store = restart()
+    assert store.find_key("alice", "b") == [1, 2]
+    assert store.find_key("bob", "b") == [5]
+    assert store.find_key("alice", "b/c") == [7]
+    assert restore(store.load(), store, 1.0).keys["alice", "b/c"] == [7]
+    assert store.find_key("alice", "c") == store.find_key("carol", "b") == []
+
+
 def test_notes_wait_until_they_are_done(restart: Restart) -> None:
     store = restart()
     store.commit([cluster(1, 5), note(1, 1), note(2, 1, 2, final=True), note(3, 1, 3, final=True)])
