@@ -6,6 +6,7 @@ Sessions of workers and foremen are in `sessions`, what a result means is in `re
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +53,19 @@ class _Job:
 class MasterCore(t.Core):
     """The deciding part of the master."""
 
-    def __init__(self, limits: Limits, evaluate: t.Evaluator, now: Now, queue: Queue | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        evaluate: t.Evaluator,
+        now: Now,
+        queue: Queue | None = None,
+        drains: Iterable[str] = (),
+    ) -> None:
+        #: `drains`: workers that an operator wanted to leave before this start.
         self.limits = limits
         self.queue = queue or Queue()
         self.peers = Peers()
+        self.peers.drains.update(dict.fromkeys(drains))
         self.health = Health(self.peers)
         self.matcher = Matcher(limits.contact_lost_s, self.peers, self.health)
         self.draining = False
@@ -312,7 +322,8 @@ class MasterCore(t.Core):
 
     def _turn(self, now: Now) -> Turn:
         queue = self.queue
-        records = queue.flush(now.wall)
+        records = [*queue.flush(now.wall), *self.peers.records]
+        self.peers.records = []
         if self._waits:
             self._answer_waits(records)
         actions, self.actions = self.actions, []

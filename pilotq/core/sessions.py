@@ -363,7 +363,7 @@ class Sessions:
     def on_worker_verb(self, event: t.WorkerVerb, now: Now) -> None:
         worker = self._peers.workers.get(event.worker)
         if worker is not None and event.verb == "drain":
-            worker.drain_wanted = True
+            self._peers.drain(worker)
             if worker.route is not None:
                 self._send(worker.route, wire.DrainPlease())
         elif worker is not None and event.verb == "resume":

@@ -189,6 +189,22 @@ def test_a_drain_is_asked_for_again_after_a_silence() -> None:
     assert node.core.draining and node.left
 
 
+@pytest.mark.parametrize("is_silent_first", [False, True])
+def test_a_drain_by_name_survives_a_restart(is_silent_first: bool) -> None:
+    world = World(Limits(lease_s=100))
+    node = Node(world, "n1")
+    node.cut = True
+    world.do(t.WorkerVerb(1, "n1", "drain"))
+    assert world.answers[1] is True
+    world.pass_time(300 if is_silent_first else 1)
+    world.restart_master()
+    node.cut = False
+    world.submit()
+    world.pass_time(60)
+    assert node.left and not node.launched
+    assert not world.disk.drains, "it is gone, and so is the drain"
+
+
 # ---- foreman, files
 
 

@@ -245,3 +245,17 @@ def test_a_key_that_is_not_remembered_any_more_is_its_cluster(parts: Parts) -> N
     assert b"submitted to cluster %d." % numbers[-1] in parts.submit_with_key(f"key{numbers[-1]}")
     assert b"submitted to cluster %d." % (numbers[-1] + 1) in parts.submit_with_key("another")
     assert parts.status_or_none()
+
+
+def test_a_drain_by_name_survives_a_restart_of_the_master(parts: Parts) -> None:
+    parts.start_all(slots=1)
+    worker = parts.processes["worker0"]
+    name = parts.status()["workers"][0]["name"]
+    worker.send_signal(signal.SIGSTOP)
+    done = parts.pilotq("worker", "drain", name)
+    assert done.returncode == 0, done.stderr
+    parts.kill9("master")
+    parts.start_master()
+    worker.send_signal(signal.SIGCONT)
+    assert worker.wait(40) == 0
+    assert "draining reason" in parts.log("worker0")
