@@ -6,8 +6,7 @@ payload did, what stands in the users' logs, what clients were told.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from pilotq import wire
 from pilotq.core.queue import ABORTED, HELD, RELEASED, SUBMITTED, TERMINATED
@@ -16,67 +15,10 @@ from pilotq.core.turn import HandNotes, Route, Turn
 from pilotq.model import ENDED, ENDING, ON_WORKER, Facts, HoldCode, Outcome, State
 from pilotq.store.memory import MemoryStore
 from tests.sim.clockwork import Time, Violation
+from tests.sim.things import Payload, Seen, Spec
 
 Task = tuple[int, int]
 _TERMINAL = (TERMINATED, ABORTED)
-
-
-class Spec(NamedTuple):
-    """A cluster as its client wants it."""
-
-    number: int
-    count: int
-    cpus: int
-    task_s: float
-    has_log: bool
-    #: "": none; "small": they come with the result; "big": they are pulled.
-    outputs: str
-    #: "": none; "again": until it exits with 0; "leave".
-    policy: str
-    ignores_term: bool
-
-
-@dataclass(eq=False)
-class Payload:
-    """One start of a task on a node."""
-
-    token: wire.Token
-    spec: Spec
-    worker: str
-    node: Any
-    #: When its worker wanted it to start, for which it must have had a lease.
-    launched_at: float
-    started_at: float
-    ends_at: float
-    outcome: Outcome
-    code: int
-    #: Somebody ended it, so that it is reported like this.
-    is_ended: bool = False
-    wanted_end: Outcome = Outcome.CANCELLED
-    over_at: float = float("inf")
-
-    @property
-    def is_running(self) -> bool:
-        return self.over_at == float("inf")
-
-    @property
-    def is_complete(self) -> bool:
-        """It ended by itself, in a way that ends its task."""
-        return not self.is_running and not self.is_ended and self.outcome in ENDING
-
-
-@dataclass
-class Seen:
-    """What the master heard of a worker and told it."""
-
-    offer: wire.Offer | None = None
-    generation: int = -1
-    route: Route | None = None
-    #: Attempts it was given and has not reported on.
-    open: set[wire.Token] = field(default_factory=set)
-    #: When it said hello or sent a heartbeat last; the last one that was answered, so that it counts for its lease.
-    heard_at: float = 0.0
-    contact_at: float = 0.0
 
 
 class Ledger:
@@ -121,6 +63,8 @@ class Ledger:
         self.release_asked: set[int] = set()
         self.cancel_wanted: set[Task] = set()
         self.cancelled: set[Task] = set()
+        #: Workers that an operator wants to leave, and was told that they will.
+        self.drained: set[str] = set()
         #: Workers that lie, and tasks that one of them had: nothing it says of these can be trusted.
         self.liars: set[str] = set()
         self.lied_of: set[Task] = set()
@@ -366,6 +310,8 @@ class Ledger:
             self.killed_at.pop(token, None)
         if name in self.liars:
             return
+        if name in self.drained:
+            self.fail("I9", f"{name} is given a task, and an operator was told that it drains")
         if seen.offer.draining:
             self.fail("I9", f"{name} drains and is given a task")
         # What is left of clusters that are gone is about to end.
@@ -486,6 +432,10 @@ class Ledger:
             row = self.disk.tasks.get(task) or self.disk.history.get(task)
             if row is None or row.state != State.CANCELLED:
                 self.fail("I4", f"the cancelling of {_name(task)} is answered and is not on disk")
+
+    def on_verb_answer(self, worker: str, verb: str, is_known: bool) -> None:
+        if verb == "drain" and is_known:
+            self.drained.add(worker)
 
     def on_wait_answer(self, cluster: int) -> None:
         if cluster in self.release_asked:

@@ -10,8 +10,8 @@ from pilotq.core.turn import Now, Tell
 from pilotq.core.worker import Options, WorkerCore
 from pilotq.model import Ended, Outcome, OutputFile, Resources, Usage
 from tests.sim.clockwork import Clock, Daemon, number_of
-from tests.sim.ledger import Payload
 from tests.sim.network import Dialer, Parts
+from tests.sim.things import Payload
 
 if TYPE_CHECKING:
     from tests.sim.world import World

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tests.sim.ledger import Spec
+from tests.sim.things import Spec
 
 
 class Item(NamedTuple):
