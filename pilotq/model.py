@@ -329,7 +329,7 @@ class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     worker: str = ""
     #: Sum over all attempts.
     wall_s: float = 0.0
-    #: Of the last attempt.
+    #: Of the last attempt that ended; while another is on a worker, its outcome is -1.
     usage: Usage = Usage()
     outcome: int = -1
     code: int = 0

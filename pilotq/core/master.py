@@ -6,6 +6,7 @@ Sessions of workers and foremen are in `sessions`, what a result means is in `re
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from pilotq.core.results import Results
 from pilotq.core.sessions import Sessions
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Turn
-from pilotq.model import ENDED, ON_WORKER, HoldCode, State
+from pilotq.model import ENDED, ON_WORKER, HoldCode, Outcome, State
 
 #: Tasks that one turn cancels, holds or releases, so that a huge cluster does not stop the loop.
 ACT_TASKS_MAX = 5000
@@ -52,10 +53,19 @@ class _Job:
 class MasterCore(t.Core):
     """The deciding part of the master."""
 
-    def __init__(self, limits: Limits, evaluate: t.Evaluator, now: Now, queue: Queue | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        evaluate: t.Evaluator,
+        now: Now,
+        queue: Queue | None = None,
+        drains: Iterable[str] = (),
+    ) -> None:
+        #: `drains`: workers that an operator wanted to leave before this start.
         self.limits = limits
         self.queue = queue or Queue()
         self.peers = Peers()
+        self.peers.drains.update(dict.fromkeys(drains))
         self.health = Health(self.peers)
         self.matcher = Matcher(limits.contact_lost_s, self.peers, self.health)
         self.draining = False
@@ -111,8 +121,8 @@ class MasterCore(t.Core):
             self.actions.append(t.Answer(event.reply, []))
             return
         owner = event.clusters[0].owner
-        known = self.queue.keys.get((owner, event.key)) if event.key else None
-        if known is not None:
+        known = self.queue.keys.get((owner, event.key), event.known) if event.key else None
+        if known:
             self.actions.append(t.Answer(event.reply, known))
             return
         refusal = self.refusal(sum(new.count for new in event.clusters))
@@ -284,7 +294,8 @@ class MasterCore(t.Core):
         for cluster in self.queue.clusters.values():
             for proc, facts in cluster.facts.items():
                 state = cluster.state(proc)
-                if not facts.worker or state not in ON_WORKER | {State.HELD, State.IDLE}:
+                may_run = state in (State.HELD, State.IDLE) and facts.outcome != Outcome.LOST
+                if not facts.worker or not (may_run or state in ON_WORKER):
                     continue
                 worker = self.peers.know(facts.worker, facts.host, now.boot, self.limits.lease_s)
                 worker.hold(cluster.id, [proc], [cluster.attempts[proc]], cluster.needs)
@@ -311,7 +322,8 @@ class MasterCore(t.Core):
 
     def _turn(self, now: Now) -> Turn:
         queue = self.queue
-        records = queue.flush(now.wall)
+        records = [*queue.flush(now.wall), *self.peers.records]
+        self.peers.records = []
         if self._waits:
             self._answer_waits(records)
         actions, self.actions = self.actions, []

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilotq import wire
+from pilotq.core.records import DrainWanted
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Route
-from pilotq.model import Resources
+from pilotq.model import Outcome, Resources
 
 Task = tuple[int, int]
 
@@ -162,6 +163,11 @@ class Worker:
         """False when the present attempt of a task was given to another worker."""
         return cluster.facts_of(proc).worker in ("", self.name)
 
+    def has_lost(self, cluster: Cluster, proc: int) -> bool:
+        """Was the last attempt of an idle task given up because nothing was heard of this worker?"""
+        facts = cluster.facts_of(proc)
+        return facts.outcome == Outcome.LOST and facts.worker == self.name
+
     @property
     def tasks(self) -> list[Task]:
         """All that is lost when it is."""
@@ -232,6 +238,10 @@ class Peers:
         self.told: dict[bytes, set[int]] = {}
         #: Names of workers that are over for good, the latest ones: a hello of theirs was long on its way.
         self.over: OrderedDict[str, None] = OrderedDict()
+        #: Names of workers that an operator wants to leave, the latest ones: one that is away is told when it comes.
+        self.drains: OrderedDict[str, None] = OrderedDict()
+        #: What the store is to remember of these; of this turn.
+        self.records: list[DrainWanted] = []
         #: Routes that were asked for an inventory lately, and when (boot clock).
         self.asked_at: dict[Route, float] = {}
 
@@ -240,12 +250,26 @@ class Peers:
         worker = self.workers.get(name)
         if worker is None:
             worker = self.workers[name] = Worker(name, host, heard_at=boot, lease_over_at=lease_end(boot, lease_s))
+            worker.drain_wanted = name in self.drains
         return worker
 
     def find_at(self, route: Route) -> Worker | None:
         """The worker that is reached this way."""
         sessions = self._routes.get(route.peer)
         return sessions.get(route.session) if sessions is not None else None
+
+    def drain(self, worker: Worker) -> None:
+        """It is to leave, whatever happens to it or to the master before."""
+        worker.drain_wanted = True
+        if worker.name not in self.drains:
+            self.drains[worker.name] = None
+            self.records.append(DrainWanted(worker.name, on=True))
+            if len(self.drains) > OVER_MAX:
+                self._end_drain(next(iter(self.drains)))
+
+    def _end_drain(self, name: str) -> None:
+        del self.drains[name]
+        self.records.append(DrainWanted(name, on=False))
 
     def connect(self, worker: Worker, route: Route) -> None:
         """From now on the worker is reached this way, and no other."""
@@ -288,6 +312,8 @@ class Peers:
         self.disconnect(worker)
         self.workers.pop(worker.name, None)
         if is_over:
+            if worker.name in self.drains:
+                self._end_drain(worker.name)
             self.over[worker.name] = None
             if len(self.over) > OVER_MAX:
                 self.over.popitem(last=False)

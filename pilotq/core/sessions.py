@@ -152,10 +152,13 @@ class Sessions:
                 kill.append(token)
                 worker.ending_too(token, cluster.needs if cluster is not None else Resources())
         for token in message.unacked:
-            # Its result follows: not to be started again before.
             cluster = clusters.get(token.cluster)
-            if cluster is None or token in worker.ending or worker.number((token.cluster, token.proc)):
+            if token in worker.ending:
+                kill.append(token)
                 continue
+            if cluster is None or worker.number((token.cluster, token.proc)):
+                continue
+            # Its result follows: not to be started again before.
             if not self._master.policy.judges_exits(cluster):
                 self._adopt(worker, cluster, token, now)
         for token in message.started:
@@ -165,11 +168,11 @@ class Sessions:
         return kill
 
     def _adopt(self, worker: Worker, cluster: Cluster, token: wire.Token, now: Now) -> bool:
-        """Take a running attempt back that the master thought was over; one that another worker got is not its own."""
+        """Take an attempt back that the master thought was lost; one that another worker got is not its own."""
         if not cluster.has(token.proc) or cluster.attempts[token.proc] != token.attempt:
             return False
         state = cluster.state(token.proc)
-        if state == State.IDLE:
+        if state == State.IDLE and worker.has_lost(cluster, token.proc):
             self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
         elif state not in ON_WORKER or cluster.facts_of(token.proc).worker != worker.name:
             return False
@@ -360,7 +363,7 @@ class Sessions:
     def on_worker_verb(self, event: t.WorkerVerb, now: Now) -> None:
         worker = self._peers.workers.get(event.worker)
         if worker is not None and event.verb == "drain":
-            worker.drain_wanted = True
+            self._peers.drain(worker)
             if worker.route is not None:
                 self._send(worker.route, wire.DrainPlease())
         elif worker is not None and event.verb == "resume":

@@ -162,6 +162,8 @@ class WorkerCore(Core):
             self.actions.append(Tell("an assignment cannot be understood", {"cluster": message.cluster}))
             return
         body, refused, reason = self._bodies.get(message.cluster), [], "full"
+        # It lay unread while this process stood still.
+        is_late = not self.session.has_lease(now)
         taken: list[wire.Token] = []
         deltas: list[bytes] = []
         for index, (proc, number) in enumerate(zip(message.procs, message.attempts, strict=False)):
@@ -170,9 +172,11 @@ class WorkerCore(Core):
                 continue
             if self.draining:
                 reason = "draining"
+            elif is_late:
+                reason = "its lease was over"
             elif body is None:
                 reason = "undescribed"
-            if self.draining or body is None or not self._has_room(self._needs[message.cluster]):
+            if self.draining or is_late or body is None or not self._has_room(self._needs[message.cluster]):
                 refused.append(token)
                 continue
             delta = message.deltas[index] if message.deltas else b""

@@ -71,9 +71,10 @@ class Master:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         settings, performer = self.settings, self.performer
-        queue = restore(self.store.load(), self.store, read_clocks().wall)
+        loaded = self.store.load()
+        queue = restore(loaded, self.store, read_clocks().wall)
         _spare_gc()
-        self.core = MasterCore(_limits(settings), performer.evaluate, read_clocks(), queue)
+        self.core = MasterCore(_limits(settings), performer.evaluate, read_clocks(), queue, loaded.drains)
         self.engine = performer.engine = Engine(
             self.core,
             performer.perform,

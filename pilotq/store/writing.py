@@ -9,10 +9,20 @@ from typing import Any
 
 import msgspec
 
-from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.core.records import (
+    ClusterAdded,
+    ClusterLeft,
+    DrainWanted,
+    Note,
+    NotesAdded,
+    NotesDone,
+    Record,
+    TaskRows,
+    TasksLeft,
+)
 from pilotq.deltas import DELTA_BLOCK
 from pilotq.model import Outcome, State
-from pilotq.store import checksum, outbox
+from pilotq.store import DRAIN, checksum, outbox
 from pilotq.store.blocks import Block, Ledger, blocks, pack_body, pack_procs
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -41,6 +51,8 @@ class Rows:
         self._notes: list[tuple[Any, ...]] = []
         self._written: list[tuple[int, int, int]] = []
         self._done: list[tuple[int]] = []
+        self._drains: list[tuple[str]] = []
+        self._drained: list[tuple[str]] = []
 
     def take(self, record: Record) -> None:
         match record:
@@ -57,6 +69,8 @@ class Rows:
                 self._add_notes(record.notes)
             case NotesDone():
                 self._end_notes(record.ns)
+            case DrainWanted():
+                (self._drains if record.on else self._drained).append((DRAIN + record.worker,))
 
     def write(self, db: sqlite3.Connection) -> None:
         """In the transaction that is open."""
@@ -74,6 +88,8 @@ class Rows:
             ("insert into outbox_done values (?, ?, ?)", self._written),
             ("delete from outbox where n = ?", self._done),
             ("delete from outbox_done where block = ?", self._done),
+            ("insert or ignore into meta values (?, '')", self._drains),
+            ("delete from meta where name = ?", self._drained),
         )
         for statement, rows in statements:
             if rows:

@@ -13,7 +13,7 @@ from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
 from pilotq.core.master import Limits, MasterCore
 from pilotq.core.queue import Queue
-from pilotq.core.records import ClusterAdded, Note, NotesAdded, NotesDone, TaskRows, TasksLeft
+from pilotq.core.records import ClusterAdded, DrainWanted, Note, NotesAdded, NotesDone, TaskRows, TasksLeft
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Route
 from pilotq.core.worker import Options, WorkerCore
@@ -34,6 +34,7 @@ class Remembered:
         self.history: list[tuple[int, int, int, int, Facts]] = []
         self.outbox: dict[int, Note] = {}
         self.last_note = 0
+        self.drains: list[str] = []
 
     def commit(self, records: list[Any]) -> None:
         for record in records:
@@ -53,6 +54,8 @@ class Remembered:
             elif isinstance(record, NotesDone):
                 for n in record.ns:
                     self.outbox.pop(n, None)
+            elif isinstance(record, DrainWanted):
+                (self.drains.append if record.on else self.drains.remove)(record.worker)
 
     def events(self, cluster: int, proc: int) -> list[int]:
         """Numbers of the notes still in the outbox for a task."""
@@ -239,7 +242,7 @@ class World:
         for note in self.disk.outbox.values():
             if note.final:
                 queue.finals[note.n] = wire.Token(note.cluster, note.proc, note.attempt)
-        self.master = MasterCore(self.limits, self.evaluate, self.now, queue)
+        self.master = MasterCore(self.limits, self.evaluate, self.now, queue, self.disk.drains)
         for node in self.workers.values():
             node.inbox.clear()
             node.peer = f"{node.name}/{self.now.boot}".encode()

@@ -10,8 +10,8 @@ from pilotq.core.turn import Now, Tell
 from pilotq.core.worker import Options, WorkerCore
 from pilotq.model import HARMLESS, Ended, Outcome, OutputFile, Resources, Usage
 from tests.sim.clockwork import Clock, Daemon, number_of
-from tests.sim.ledger import Payload
 from tests.sim.network import Dialer, Parts
+from tests.sim.things import Payload
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -39,12 +39,14 @@ class Node:
         self.frozen_until = 0.0
         #: End of the last long pause.
         self.thawed_at = float("-inf")
+        #: How long it will stand still as soon as it is given something.
+        self.pause_given_s = 0.0
         #: All payloads fail at once; files cannot be had.
         self.is_black_hole = False
         self.stage_fails_until = 0.0
 
     def was_frozen(self, since: float) -> bool:
-        return self.thawed_at >= since
+        return self.thawed_at > since
 
     def start(self) -> None:
         """A worker comes up; first it removes all that another one left."""
@@ -74,6 +76,13 @@ class Node:
         if seconds > FROZEN_S:
             self.thawed_at = max(self.thawed_at, self.time.t + seconds)
 
+    def on_given(self) -> None:
+        """Something is on its way to the worker."""
+        seconds, self.pause_given_s = self.pause_given_s, 0.0
+        if seconds:
+            self.time.tell(f"{self.name} stands still for {seconds:g} s")
+            self.pause(seconds, False)
+
     # ---- payloads
 
     def begin(self, token: wire.Token, worker: Worker) -> Payload:
@@ -88,7 +97,8 @@ class Node:
             code = 9 if outcome == Outcome.SIGNAL else 0
         task_s = 0.001 if self.is_black_hole else spec.task_s * (0.5 + noise)
         ends_at = max(time.t, self.frozen_until) + task_s
-        payload = Payload(token, spec, worker.name, self, time.t, ends_at, outcome, code)
+        launched_at = worker.keepers.launched_at[token]
+        payload = Payload(token, spec, worker.name, self, launched_at, time.t, ends_at, outcome, code)
         if token in worker.too_late:
             self.world.ledger.fail("drain", f"{worker.name} drains and starts {token.cluster}.{token.proc}")
         self.world.ledger.on_start(payload)
@@ -156,6 +166,8 @@ class Keepers:
         self._worker, self._node, self._time = worker, worker.node, worker.time
         #: Attempts told of and not over; in the keeper: running ones, and those that wait for another.
         self._home: set[wire.Token] = set()
+        #: When the worker gave them to the keeper.
+        self.launched_at: dict[wire.Token, float] = {}
         self._running: set[wire.Token] = set()
         self._followers: dict[wire.Token, wire.Token] = {}
         #: Those that failed, and behind which nothing begins yet.
@@ -173,6 +185,7 @@ class Keepers:
             if action.token in self._home:
                 return
             self._home.add(action.token)
+            self.launched_at[action.token] = self._time.t
         elif not isinstance(action, w.GoOn) and action.token not in self._home:
             return
         noise = self._noise()
