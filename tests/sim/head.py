@@ -201,7 +201,7 @@ class Master(Daemon):
 
     def _send_assign(self, action: t.SendAssign) -> None:
         self.world.ledger.on_assign_sent(_tokens(action))
-        worker = self.core.peers.routes.get(action.route)
+        worker = self.core.peers.find_at(action.route)
         for node in self.world.nodes if worker is not None else ():
             if node.name == worker.host:
                 node.on_given()
