@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pilotq import daemon, wire
+from pilotq.access import worker_name
 from pilotq.core import foreman, peers, policy, queue, results, sessions
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
@@ -41,7 +42,7 @@ def _early(*kinds: type) -> Any:
 for _name, _text, _kinds in (
     ("ack-early", "a result is acknowledged before the commit", (wire.Ack,)),
     ("answer-early", "clients are answered before the commit", (t.Answer,)),
-    ("assign-early", "assignments leave before the commit", (t.SendAssign, t.SendDescription)),
+    ("assign-early", "assignments leave before the commit", (t.SendAssign,)),
 ):
     bug(_name, _text, head.Master, "take_turn")(_early(*_kinds))
 
@@ -285,16 +286,18 @@ def _(right: Any, self: Any, worker: Any, cluster: Any, token: wire.Token, now: 
         return right(self, worker, cluster, token, now)
     other.drop((token.cluster, token.proc))
     self._master.queue.requeue(cluster, token.proc, now.wall, Ended(Outcome.LOST))
-    return right(self, worker, cluster, token, now)
+    self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
+    worker.hold(cluster.id, [token.proc], [token.attempt], cluster.needs)
+    return True
 
 
 @bug("hello-believed", "what a hello lacks counts without a question", Sessions, "on_hello")
-def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
-    worker = self._peers.workers.get(message.worker)
-    if worker is not None and worker.route != event.route and message.generation >= worker.generation:
-        self._peers.connect(worker, event.route)
+def _(right: Any, self: Any, route: t.Route, key: str, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(worker_name(message.worker, key))
+    if worker is not None and worker.route != route and message.generation >= worker.generation:
+        self._peers.connect(worker, route)
         worker.asked, worker.ask = True, message.answers
-    right(self, event, message, now)
+    right(self, route, key, message, now)
 
 
 @bug("left-comes-back", "a worker that left is let in by an old hello", peers.Peers, "remove")
@@ -316,32 +319,32 @@ def _(right: Any, self: Any, task: tuple[int, int]) -> Any:
 
 
 @bug("old-hello", "a hello of an older session counts when the newer one is gone", Sessions, "on_hello")
-def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
-    worker = self._peers.workers.get(message.worker)
+def _(right: Any, self: Any, route: t.Route, key: str, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(worker_name(message.worker, key))
     if worker is not None and worker.route is None:
         worker.generation = 0
         worker.ask = message.answers
-        self._peers.connect(worker, event.route)
+        self._peers.connect(worker, route)
         worker.asked = True
-    right(self, event, message, now)
+    right(self, route, key, message, now)
 
 
 @bug("questions-breed", "each hello that is no answer brings one more question", Sessions, "on_hello")
-def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
-    worker = self._peers.workers.get(message.worker)
-    if worker is not None and worker.route == event.route and worker.asked and message.answers != worker.ask:
+def _(right: Any, self: Any, route: t.Route, key: str, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(worker_name(message.worker, key))
+    if worker is not None and worker.route == route and worker.asked and message.answers != worker.ask:
         self._ask_inventory(worker, now)
         return
-    right(self, event, message, now)
+    right(self, route, key, message, now)
 
 
 @bug("drain-lost", "a drain is not told to a worker that connects again", Sessions, "on_hello")
-def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
-    worker = self._peers.workers.get(message.worker)
+def _(right: Any, self: Any, route: t.Route, key: str, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(worker_name(message.worker, key))
     wanted = worker is not None and worker.drain_wanted
     if worker is not None and wanted:
         worker.drain_wanted = False
-    right(self, event, message, now)
+    right(self, route, key, message, now)
     if worker is not None and wanted:
         worker.drain_wanted = True
 
