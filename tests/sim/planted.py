@@ -126,37 +126,37 @@ def _(right: Any, self: Any) -> None:
 
 
 @bug("any-attempt", "the attempt number of a result is not looked at", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     if cluster is not None and cluster.has(token.proc):
         token = wire.Token(token.cluster, token.proc, max(1, cluster.attempts[token.proc]))
-    return right(self, worker, token, end, now)
+    return right(self, worker, token, end, row_stands, now)
 
 
 @bug("late-refused", "a finished result is acknowledged and dropped when contact was lost", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
-    return True if not worker.number((token.cluster, token.proc)) else right(self, worker, token, end, now)
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
+    return True if not worker.number((token.cluster, token.proc)) else right(self, worker, token, end, row_stands, now)
 
 
 @bug("late-twice", "a late success is adopted while its outputs are written", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     if cluster is not None and cluster.has(token.proc) and cluster.state(token.proc) == State.STAGING_OUT:
         self._master.queue.complete(cluster, token.proc, now.wall, end, token.attempt)
-    return right(self, worker, token, end, now)
+    return right(self, worker, token, end, row_stands, now)
 
 
 @bug("collect-acked", "a result is acknowledged while its outputs are still pulled", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
-    right(self, worker, token, end, now)
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
+    right(self, worker, token, end, row_stands, now)
     return True
 
 
 @bug("speaks-for-others", "anybody may tell the result of an attempt", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     holder = cluster.facts_of(token.proc).worker if cluster is not None and cluster.has(token.proc) else ""
-    return right(self, self._master.peers.workers.get(holder, worker), token, end, now)
+    return right(self, self._master.peers.workers.get(holder, worker), token, end, row_stands, now)
 
 
 @bug("judged-twice", "with a policy, a result told twice counts twice", policy.Policy, "judges_exits")
@@ -165,17 +165,17 @@ def _(right: Any, self: Any, cluster: Any) -> bool:
 
 
 @bug("ended-wanted", "the result of an attempt that was told to end counts", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     if token in worker.ending and cluster is not None and cluster.state(token.proc) == State.IDLE:
         self._master.sessions.on_ended(worker, token)
         has_lost = peers.Worker.has_lost
         peers.Worker.has_lost = lambda *_: True  # type: ignore[method-assign]
         try:
-            return right(self, worker, token, end, now)
+            return right(self, worker, token, end, row_stands, now)
         finally:
             peers.Worker.has_lost = has_lost  # type: ignore[method-assign]
-    return right(self, worker, token, end, now)
+    return right(self, worker, token, end, row_stands, now)
 
 
 @bug("dropped-once", "a dropped result is forgotten before its worker forgot it", results.Results, "on_result")
