@@ -191,9 +191,9 @@ class Master(Daemon):
         if isinstance(message, wire.Ack):
             ledger.on_ack_sent(action.route, message.tokens)
         elif isinstance(message, wire.Kill):
-            ledger.on_kill_sent(message.tokens)
+            ledger.on_kill_sent(action.route, message.tokens)
         elif isinstance(message, wire.Welcome):
-            ledger.on_kill_sent(message.kill)
+            ledger.on_kill_sent(action.route, message.kill)
             ledger.on_renewed(action.route)
         elif isinstance(message, wire.Renew):
             ledger.on_renewed(action.route)

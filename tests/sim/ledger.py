@@ -35,6 +35,8 @@ class Ledger:
         self.holders: dict[wire.Token, str] = {}
         #: State and attempt as the master has it, committed or not.
         self._decided: dict[Task, tuple[State, int]] = {}
+        #: Attempts that were free and are taken back, not committed yet; where they were noted before.
+        self._taken_back: dict[wire.Token, list[set[wire.Token]]] = {}
         #: How often a task had been held, by the attempt whose result held it.
         self._held_by: dict[wire.Token, int] = {}
         self.workers: dict[str, Seen] = {}
@@ -116,6 +118,10 @@ class Ledger:
             self._new_attempt(task, old, attempt, facts.worker)
         elif state in ON_WORKER and facts.worker and self.holders.get(wire.Token(*task, attempt)) != facts.worker:
             self._other_holder(task, attempt, facts.worker)
+        if state in ON_WORKER:
+            self._taken_back.pop(wire.Token(*task, attempt), None)
+        elif state == State.HELD and attempt and not facts.worker:
+            self._free(wire.Token(*task, attempt), f"{_name(task)} is held by nobody")
         if state == State.STAGING_OUT:
             self._recorded(task, attempt, facts)
         elif state == State.IDLE and attempt and (not facts.worker or facts.outcome == Outcome.LOST):
@@ -211,6 +217,11 @@ class Ledger:
             seen.route, seen.generation = None, -1
             seen.open.clear()
         self.by_route.clear()
+        for token, before in self._taken_back.items():
+            # It was never committed.
+            for kept in before:
+                kept.add(token)
+        self._taken_back.clear()
         self._decided = {task: (state, self.attempts.get(task, 0)) for task, state in self.states.items()}
 
     def on_unknown(self, name: str) -> None:
@@ -232,7 +243,7 @@ class Ledger:
             self._release_all(name, here)
             seen.open = set(message.live)
             for predecessor in message.predecessors:
-                self._release_all(predecessor, set())
+                self._gone(predecessor)
             return
         name = self.by_route.get(route, "")
         if not name:
@@ -245,7 +256,7 @@ class Ledger:
             seen.open.difference_update(message.tokens)
             self.released.update(token for token in message.tokens if self.holders.get(token) == name)
         elif isinstance(message, wire.Goodbye):
-            self._release_all(name, set())
+            self._gone(name)
 
     def on_renewed(self, route: Route) -> None:
         """The master says that a lease goes on."""
@@ -262,6 +273,11 @@ class Ledger:
         seen = self.workers.get(name)
         if seen is not None:
             seen.open.clear()
+
+    def _gone(self, name: str) -> None:
+        """This worker said that it leaves, or its successor that it is no more."""
+        self._release_all(name, set())
+        self.drained.discard(name)
 
     def _release_all(self, name: str, but: set[wire.Token]) -> None:
         gone = [token for token, holder in self.holders.items() if holder == name and token not in but]
@@ -282,8 +298,10 @@ class Ledger:
         for proc, state, attempt in zip(record.procs, record.states, record.attempts, strict=True):
             task, after = (record.cluster, proc), (State(state), attempt)
             if after[0] in ON_WORKER and self._decided.get(task) == (State.IDLE, attempt):
-                self.released.discard(wire.Token(*task, attempt))
-                self.forgotten.discard(wire.Token(*task, attempt))
+                token = wire.Token(*task, attempt)
+                self._taken_back[token] = [kept for kept in (self.released, self.forgotten) if token in kept]
+                for kept in self._taken_back[token]:
+                    kept.discard(token)
             self._decided[task] = after
 
     def on_handed(self, notes: list[Note]) -> None:
@@ -327,7 +345,10 @@ class Ledger:
             if self.attempts.get(task, 0) != token.attempt or self.states.get(task) not in ON_WORKER:
                 self.fail("I4", f"attempt {token.attempt} of {_name(task)} leaves before it is on disk")
 
-    def on_kill_sent(self, tokens: list[wire.Token]) -> None:
+    def on_kill_sent(self, route: Route, tokens: list[wire.Token]) -> None:
+        """To its holder; who else says that it has one may be told to end it as well."""
+        name = self.by_route.get(route, "")
+        tokens = [token for token in tokens if self.holders.get(token, name) == name]
         self.kill_sent.update(tokens)
         self.killed_at.update(dict.fromkeys(tokens, self.time.t))
 
@@ -372,7 +393,8 @@ class Ledger:
     def on_over(self, payload: Payload, lease_from: float) -> None:
         """It may have run for a lease after its worker last sent what was answered, and no longer."""
         grace_s = 14.0 if payload.spec.ignores_term else 3.5
-        most = lease_from + 1.011 * self.lease_s + grace_s
+        # Who stood still for a moment when it was over ends it when he goes on.
+        most = max(lease_from + 1.011 * self.lease_s, payload.node.resumed_at) + grace_s
         if payload.over_at > most and not payload.node.was_frozen(payload.over_at - 2 * self.lease_s):
             text = f"{payload.worker} ran {_token(payload.token)} {payload.over_at - most:.1f} s longer than it may"
             self.fail("I6", text)

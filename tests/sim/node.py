@@ -37,8 +37,8 @@ class Node:
         self.sandboxes: set[wire.Token] = set()
         self.running: dict[wire.Token, Payload] = {}
         self.frozen_until = 0.0
-        #: End of the last long pause.
-        self.thawed_at = float("-inf")
+        #: End of the last pause, and of the last long one.
+        self.resumed_at = self.thawed_at = float("-inf")
         #: How long it will stand still as soon as it is given something.
         self.pause_given_s = 0.0
         #: All payloads fail at once; files cannot be had.
@@ -73,6 +73,7 @@ class Node:
         self.worker.pause(seconds)
         if is_whole:
             self.frozen_until = max(self.frozen_until, self.time.t + seconds)
+        self.resumed_at = max(self.resumed_at, self.time.t + seconds)
         if seconds > FROZEN_S:
             self.thawed_at = max(self.thawed_at, self.time.t + seconds)
 

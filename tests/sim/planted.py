@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pilotq import daemon, wire
+from pilotq.access import worker_name
 from pilotq.core import foreman, peers, policy, queue, results, sessions
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
@@ -41,7 +42,7 @@ def _early(*kinds: type) -> Any:
 for _name, _text, _kinds in (
     ("ack-early", "a result is acknowledged before the commit", (wire.Ack,)),
     ("answer-early", "clients are answered before the commit", (t.Answer,)),
-    ("assign-early", "assignments leave before the commit", (t.SendAssign, t.SendDescription)),
+    ("assign-early", "assignments leave before the commit", (t.SendAssign,)),
 ):
     bug(_name, _text, head.Master, "take_turn")(_early(*_kinds))
 
@@ -125,37 +126,37 @@ def _(right: Any, self: Any) -> None:
 
 
 @bug("any-attempt", "the attempt number of a result is not looked at", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     if cluster is not None and cluster.has(token.proc):
         token = wire.Token(token.cluster, token.proc, max(1, cluster.attempts[token.proc]))
-    return right(self, worker, token, end, now)
+    return right(self, worker, token, end, row_stands, now)
 
 
 @bug("late-refused", "a finished result is acknowledged and dropped when contact was lost", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
-    return True if not worker.number((token.cluster, token.proc)) else right(self, worker, token, end, now)
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
+    return True if not worker.number((token.cluster, token.proc)) else right(self, worker, token, end, row_stands, now)
 
 
 @bug("late-twice", "a late success is adopted while its outputs are written", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     if cluster is not None and cluster.has(token.proc) and cluster.state(token.proc) == State.STAGING_OUT:
         self._master.queue.complete(cluster, token.proc, now.wall, end, token.attempt)
-    return right(self, worker, token, end, now)
+    return right(self, worker, token, end, row_stands, now)
 
 
 @bug("collect-acked", "a result is acknowledged while its outputs are still pulled", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
-    right(self, worker, token, end, now)
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
+    right(self, worker, token, end, row_stands, now)
     return True
 
 
 @bug("speaks-for-others", "anybody may tell the result of an attempt", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     holder = cluster.facts_of(token.proc).worker if cluster is not None and cluster.has(token.proc) else ""
-    return right(self, self._master.peers.workers.get(holder, worker), token, end, now)
+    return right(self, self._master.peers.workers.get(holder, worker), token, end, row_stands, now)
 
 
 @bug("judged-twice", "with a policy, a result told twice counts twice", policy.Policy, "judges_exits")
@@ -164,17 +165,17 @@ def _(right: Any, self: Any, cluster: Any) -> bool:
 
 
 @bug("ended-wanted", "the result of an attempt that was told to end counts", results.Results, "_judge")
-def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
+def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     if token in worker.ending and cluster is not None and cluster.state(token.proc) == State.IDLE:
         self._master.sessions.on_ended(worker, token)
         has_lost = peers.Worker.has_lost
         peers.Worker.has_lost = lambda *_: True  # type: ignore[method-assign]
         try:
-            return right(self, worker, token, end, now)
+            return right(self, worker, token, end, row_stands, now)
         finally:
             peers.Worker.has_lost = has_lost  # type: ignore[method-assign]
-    return right(self, worker, token, end, now)
+    return right(self, worker, token, end, row_stands, now)
 
 
 @bug("dropped-once", "a dropped result is forgotten before its worker forgot it", results.Results, "on_result")
@@ -285,16 +286,18 @@ def _(right: Any, self: Any, worker: Any, cluster: Any, token: wire.Token, now: 
         return right(self, worker, cluster, token, now)
     other.drop((token.cluster, token.proc))
     self._master.queue.requeue(cluster, token.proc, now.wall, Ended(Outcome.LOST))
-    return right(self, worker, cluster, token, now)
+    self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
+    worker.hold(cluster.id, [token.proc], [token.attempt], cluster.needs)
+    return True
 
 
 @bug("hello-believed", "what a hello lacks counts without a question", Sessions, "on_hello")
-def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
-    worker = self._peers.workers.get(message.worker)
-    if worker is not None and worker.route != event.route and message.generation >= worker.generation:
-        self._peers.connect(worker, event.route)
+def _(right: Any, self: Any, route: t.Route, key: str, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(worker_name(message.worker, key))
+    if worker is not None and worker.route != route and message.generation >= worker.generation:
+        self._peers.connect(worker, route)
         worker.asked, worker.ask = True, message.answers
-    right(self, event, message, now)
+    right(self, route, key, message, now)
 
 
 @bug("left-comes-back", "a worker that left is let in by an old hello", peers.Peers, "remove")
@@ -316,32 +319,32 @@ def _(right: Any, self: Any, task: tuple[int, int]) -> Any:
 
 
 @bug("old-hello", "a hello of an older session counts when the newer one is gone", Sessions, "on_hello")
-def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
-    worker = self._peers.workers.get(message.worker)
+def _(right: Any, self: Any, route: t.Route, key: str, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(worker_name(message.worker, key))
     if worker is not None and worker.route is None:
         worker.generation = 0
         worker.ask = message.answers
-        self._peers.connect(worker, event.route)
+        self._peers.connect(worker, route)
         worker.asked = True
-    right(self, event, message, now)
+    right(self, route, key, message, now)
 
 
 @bug("questions-breed", "each hello that is no answer brings one more question", Sessions, "on_hello")
-def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
-    worker = self._peers.workers.get(message.worker)
-    if worker is not None and worker.route == event.route and worker.asked and message.answers != worker.ask:
+def _(right: Any, self: Any, route: t.Route, key: str, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(worker_name(message.worker, key))
+    if worker is not None and worker.route == route and worker.asked and message.answers != worker.ask:
         self._ask_inventory(worker, now)
         return
-    right(self, event, message, now)
+    right(self, route, key, message, now)
 
 
 @bug("drain-lost", "a drain is not told to a worker that connects again", Sessions, "on_hello")
-def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
-    worker = self._peers.workers.get(message.worker)
+def _(right: Any, self: Any, route: t.Route, key: str, message: wire.Hello, now: Now) -> None:
+    worker = self._peers.workers.get(worker_name(message.worker, key))
     wanted = worker is not None and worker.drain_wanted
     if worker is not None and wanted:
         worker.drain_wanted = False
-    right(self, event, message, now)
+    right(self, route, key, message, now)
     if worker is not None and wanted:
         worker.drain_wanted = True
 

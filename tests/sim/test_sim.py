@@ -11,6 +11,7 @@ import pytest
 from tests.sim.hunt import catch, explain, hunt
 from tests.sim.plan import new_plan
 from tests.sim.planted import BUGS
+from tests.sim.planting import planted
 from tests.sim.world import play
 
 #: Of each of the parts below, which run side by side on two cores.
@@ -51,5 +52,10 @@ def test_a_planted_bug_is_found(bug: object) -> None:
 def test_all_planted_bugs_are_whole() -> None:
     assert len({bug.name for bug in BUGS}) == len(BUGS) >= 25
     assert {bug.name for bug in BUGS} >= QUICK
+    for one in BUGS:
+        plan = new_plan(1)
+        plan.items = plan.items[:1]
+        with planted(one):
+            assert "TypeError" not in play(plan)[1], f"{one.name} is no bug of what there is now"
     _, failure = play(new_plan(1))
     assert not failure, "and none of them is in place"
