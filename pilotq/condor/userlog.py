@@ -26,6 +26,9 @@ DISCONNECTED = 22
 RECONNECTED = 23
 RECONNECT_FAILED = 24
 
+#: Events that the log of a DAG has: what its runner must know. Source: HTCondor manual, DAGManNodesMask.
+IN_NODES_LOG = frozenset({0, 1, 4, 5, 9, 10, 11, 12, 13, 24})
+
 _REASON_CHARS_MAX = 4000
 #: Header of the table of resources, and columns: usage, request, allocated.
 _TABLE_HEAD = "Partitionable Resources"
