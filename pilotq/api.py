@@ -280,7 +280,10 @@ class Api:
         return await self._take_in(request, self._plan(request, data, now))
 
     async def on_condors(self, http: HttpRequest) -> Answer:
-        """Many requests of condor_submit at once, and their replies: fields they share, then the other ones of each."""
+        """Many requests of condor_submit at once, and their replies: fields they share, then the other ones of each.
+
+        While nothing is taken in the answer is 503, and nobody is told a refusal: all of it may be sent again.
+        """
         shared, *others = read_fields(await http.read(REQUEST_BYTES_MAX))
         owner = account_name(http.uid)
         requests = [
@@ -288,23 +291,21 @@ class Api:
             for other in others
         ]
         refusal = self.office.refusal()
+        if refusal and not all(self.office.is_known(owner, request.key) for request in requests):
+            raise UnavailableError(refusal)
         now = time.time()
 
         def plan() -> list[_Planned]:
-            return [
-                Reply(err=f"\nERROR: {refusal}\n", exit=1)
-                if refusal and not self.office.is_known(owner, request.key)
-                else self._plan(request, other, now)
-                for request, other in zip(requests, others, strict=True)
-            ]
+            return [self._plan(request, other, now) for request, other in zip(requests, others, strict=True)]
 
         planned = await asyncio.to_thread(plan)
         replies = await asyncio.gather(
-            *[self._take_in(request, one) for request, one in zip(requests, planned, strict=True)]
+            *[self._take_in(request, one, waits=True) for request, one in zip(requests, planned, strict=True)]
         )
         return Answer(write_fields(map(write_reply, replies)))
 
-    async def _take_in(self, request: Request, planned: _Planned) -> Reply:
+    async def _take_in(self, request: Request, planned: _Planned, waits: bool = False) -> Reply:
+        """Raises: UnavailableError with a refusal, if `waits`."""
         if isinstance(planned, Reply):
             return planned
         plan, clusters = planned
@@ -312,6 +313,8 @@ class Api:
             return submitted(plan, [])
         answer = await self.office.submit(request.key, clusters)
         if isinstance(answer, str):
+            if waits:
+                raise UnavailableError(answer)
             return Reply(err=f"\nERROR: {answer}\n", exit=1)
         return submitted(plan, answer)
 

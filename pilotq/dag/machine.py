@@ -179,14 +179,9 @@ class Machine:
     def nodes(self) -> Iterable[Run]:
         return self.runs.values()
 
-    @property
-    def has_failed(self) -> bool:
-        return self.failed > 0
-
-    @property
-    def clusters(self) -> list[int]:
-        """Jobs that are in the queue."""
-        return list(self._owners)
+    def find(self, cluster: int) -> Run | None:
+        """Whose job it is, while it is in the queue."""
+        return self._owners.get(cluster)
 
     def outstanding(self) -> None:
         """After a replay: `actions` becomes what was begun and not seen to end."""

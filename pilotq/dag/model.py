@@ -74,13 +74,7 @@ class Dag:
     final: str = ""
     #: Category -> most nodes of it in the queue at a time.
     categories: dict[str, int] = field(default_factory=dict)
-    config: str = ""
     #: ENV statements: names taken over, and (name, value) set.
     env_get: list[str] = field(default_factory=list)
     env_set: list[tuple[str, str]] = field(default_factory=list)
-    #: File, and seconds between two writings of it.
-    status_file: tuple[str, int] | None = None
-    jobstate_log: str = ""
-    #: For the job of the runner itself.
-    attributes: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

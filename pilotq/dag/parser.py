@@ -18,7 +18,11 @@ _DEPTH_MAX = 50
 _RESERVED = frozenset({"PARENT", "CHILD", "ALL_NODES"})
 _DEFINING = frozenset({"JOB", "DATA", "FINAL", "SUBDAG", "SPLICE", "SUBMIT-DESCRIPTION"})
 _IGNORED = {
+    "CONFIG": "there are no knobs; see the options of the runner",
     "DOT": "no picture is drawn",
+    "JOBSTATE_LOG": "it is not written",
+    "NODE_STATUS_FILE": "it is not written",
+    "SET_JOB_ATTR": "the runner is no job of the queue",
     "SAVE_POINT_FILE": "no save point is written",
     "CONNECT": "pins are not supported",
     "PIN_IN": "pins are not supported",
@@ -118,11 +122,7 @@ class _Parser:
             "CATEGORY": self._category,
             "MAXJOBS": self._max_jobs,
             "DONE": self._done,
-            "CONFIG": self._config,
-            "NODE_STATUS_FILE": self._status_file,
-            "JOBSTATE_LOG": self._jobstate_log,
             "ENV": self._env,
-            "SET_JOB_ATTR": self._attribute,
         }
         for word, statement in found:
             if word in _DEFINING:
@@ -334,21 +334,6 @@ class _Parser:
         for node in self._nodes(statement, _exactly(statement, words, 1, "DONE NODE")[0], scope):
             node.is_done = not node.is_final
 
-    def _config(self, statement: Statement, words: list[str], scope: _Scope) -> None:
-        path = posixpath.join(scope.directory, _exactly(statement, words, 1, "CONFIG FILE")[0])
-        if self.dag.config not in ("", path):
-            raise statement.fail(f"there is a CONFIG file already: {self.dag.config}")
-        self.dag.config = path
-
-    def _status_file(self, statement: Statement, words: list[str], scope: _Scope) -> None:
-        times = [int(word) for word in words[1:] if word.isascii() and word.isdigit()]
-        if words:
-            self.dag.status_file = (posixpath.join(scope.directory, words[0]), times[0] if times else 60)
-
-    def _jobstate_log(self, statement: Statement, words: list[str], scope: _Scope) -> None:
-        path = _exactly(statement, words, 1, "JOBSTATE_LOG FILE")[0]
-        self.dag.jobstate_log = posixpath.join(scope.directory, path)
-
     def _env(self, statement: Statement, words: list[str], scope: _Scope) -> None:
         rest = statement.text.split(None, 2)[2:]
         if not rest or words[0].upper() not in ("GET", "SET"):
@@ -361,12 +346,6 @@ class _Parser:
             if not equals:
                 raise statement.fail(f"ENV SET takes NAME=VALUE, not {item}")
             self.dag.env_set.append((name.strip(), value))
-
-    def _attribute(self, statement: Statement, words: list[str], scope: _Scope) -> None:
-        name, equals, value = statement.text.split(None, 1)[-1].partition("=")
-        if not equals or not words:
-            raise statement.fail("it should be SET_JOB_ATTR NAME = VALUE")
-        self.dag.attributes.append((name.strip(), value.strip()))
 
 
 def _category_name(name: str, scope: _Scope) -> str:

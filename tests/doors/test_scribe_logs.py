@@ -304,11 +304,11 @@ def test_events_go_to_the_log_of_the_dag_as_well_once_each(house: House) -> None
     office = Office(house)
     office.desk.wake()
     office.wait(done=5)
-    heads = [line[:13] for line in user.read_text().splitlines() if line[3:5] == " ("]
+    heads = [line[:12] for line in user.read_text().splitlines() if line[3:5] == " ("]
     assert heads == [f"{event:03} (001.00{proc}" for event in (0, 1, 6, 5) for proc in range(3)]
-    copied = [line[:13] for line in nodes.read_text().splitlines() if line[3:5] == " ("]
+    copied = [line[:12] for line in nodes.read_text().splitlines() if line[3:5] == " ("]
     assert sorted(copied) == sorted([head for head in heads if not head.startswith("006")] + ["005 (002.000"])
     again = Office(house)
     again.desk.wake()
     again.wait(done=5)
-    assert [line[:13] for line in nodes.read_text().splitlines() if line[3:5] == " ("] == copied
+    assert [line[:12] for line in nodes.read_text().splitlines() if line[3:5] == " ("] == copied
