@@ -19,7 +19,7 @@ from pilotq.dag.options import USAGE, Options, read_options, runner_arguments, s
 from pilotq.dag.parser import parse
 from pilotq.dag.records import read_rescue, rescue_name
 from pilotq.errors import UserError
-from pilotq.roles.dag_files import last_rescue
+from pilotq.roles.dag_files import holder, last_rescue
 
 #: Suffixes of what a run writes.
 _MADE = ("condor.sub", "lib.out", "lib.err", "dagman.log")
@@ -107,6 +107,8 @@ def submit(options: argparse.Namespace) -> int:
 def _make_room(words: Options) -> None:
     """Raises: DagError when there are files of an earlier run that nobody said may be lost."""
     file = words.primary
+    if pid := holder(f"{file}.lock"):
+        raise DagError(f"{file} is being run by process {pid}; kill -USR1 {pid} ends it")
     if "force" in words.flags:
         for number in range(1, last_rescue(file) + 1):
             with contextlib.suppress(FileNotFoundError):

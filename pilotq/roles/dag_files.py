@@ -46,6 +46,21 @@ class Lock:
         os.close(self._descriptor)
 
 
+def holder(path: str) -> str:
+    """Process that holds this lock; "": nobody."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return ""
+    except BlockingIOError:
+        return os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "?"
+    finally:
+        os.close(descriptor)
+
+
 class Journal:
     """Events of the machine, each on the disk before anything is done because of it."""
 

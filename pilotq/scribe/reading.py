@@ -49,6 +49,8 @@ class Places(msgspec.Struct, frozen=True):
     log: str
     #: Log of a DAG that the events go to as well.
     copy: str
+    #: `log` is written as XML.
+    is_xml: bool
     stdout: str
     stderr: str
     #: Destinations may be relative to `iwd`.
@@ -151,6 +153,12 @@ class Reader:
             body = body_of(cluster.packed, self._delta(number, proc))
         return _of_proc(_places(body, str(number)), str(proc))
 
+    def is_xml(self, number: int, proc: int) -> bool:
+        """Is its user log XML? Raises: Unreadable."""
+        with self._lock:
+            cluster = self._cluster(number)
+        return cluster.places.is_xml if cluster.places is not None else self.places(number, proc).is_xml
+
     def needs(self, number: int, proc: int) -> Resources:
         """Raises: Unreadable."""
         with self._lock:
@@ -214,7 +222,15 @@ def _places(body: ClusterBody, number: str) -> Places:
         for path in (body.log, body.nodes_log, body.stdout, body.stderr)
     )
     remaps = {name.replace(CLUSTER_MARK, number): to.replace(CLUSTER_MARK, number) for name, to in body.remaps.items()}
-    return Places(iwd, log or nodes_log, nodes_log if log and nodes_log != log else "", stdout, stderr, remaps)
+    return Places(
+        iwd,
+        log or nodes_log,
+        nodes_log if log and nodes_log != log else "",
+        body.log_xml and bool(log),
+        stdout,
+        stderr,
+        remaps,
+    )
 
 
 def _of_proc(places: Places, proc: str) -> Places:
@@ -223,6 +239,7 @@ def _of_proc(places: Places, proc: str) -> Places:
         places.iwd.replace(PROC_MARK, proc),
         places.log.replace(PROC_MARK, proc),
         places.copy.replace(PROC_MARK, proc),
+        places.is_xml,
         places.stdout.replace(PROC_MARK, proc),
         places.stderr.replace(PROC_MARK, proc),
         {name.replace(PROC_MARK, proc): to.replace(PROC_MARK, proc) for name, to in places.remaps.items()}

@@ -312,3 +312,14 @@ def test_events_go_to_the_log_of_the_dag_as_well_once_each(house: House) -> None
     again.desk.wake()
     again.wait(done=5)
     assert [line[:12] for line in nodes.read_text().splitlines() if line[3:5] == " ("] == copied
+
+
+def test_a_log_may_be_xml_and_that_of_the_dag_is_classic(house: House) -> None:
+    user, nodes = house.user / "log", house.user / "x.nodes.log"
+    cluster = house.cluster(2, log=str(user), log_xml=True, nodes_log=str(nodes))
+    house.note(cluster, event=5, count=2)
+    office = Office(house)
+    office.desk.wake()
+    office.wait(done=1)
+    assert user.read_text().count("<c>\n") == user.read_text().count('<a n="MyType"><s>JobTerminatedEvent</s></a>') == 2
+    assert nodes.read_text().count("Job terminated.") == 2

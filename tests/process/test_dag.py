@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -55,7 +56,8 @@ class Site:
         return len(self.lines()) >= count
 
     def out(self) -> str:
-        return (self.path / "x.dag.dagman.out").read_text()
+        path = self.path / "x.dag.dagman.out"
+        return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_what_condor_submit_refuses_fails_the_node(site: Site) -> None:
 
 
 def test_a_removed_job_fails_its_node(site: Site) -> None:
-    site.write("sleep.sub", "executable = /bin/sleep\narguments = 1000\nlog = own.log\nqueue\n")
+    site.write("sleep.sub", f"log = own.log\n{SLEEP}")
     site.write("x.dag", "JOB A sleep.sub\n")
     runner = site.pool.condor("condor_submit_dag", "x.dag", cwd=site.path)
     assert runner.returncode == 0, runner.stderr
@@ -147,6 +149,48 @@ def test_a_removed_job_fails_its_node(site: Site) -> None:
     assert site.pool.condor("condor_rm", str(cluster)).returncode == 0
     wait_for("the end", lambda: "EXITING WITH STATUS 1" in site.out())
     assert f"009 ({cluster:03}.000.000)" in (site.path / "own.log").read_text()
+
+
+SLEEP = "executable = /bin/sleep\narguments = $(time:1000)\nqueue\n"
+
+
+def test_it_ends_when_it_is_asked_to(site: Site) -> None:
+    site.write("sleep.sub", SLEEP)
+    site.write("x.dag", "JOB A node.sub\nJOB B sleep.sub\nPARENT A CHILD B\nFINAL F node.sub\n")
+    assert site.pool.condor("condor_submit_dag", "x.dag", cwd=site.path).returncode == 0
+    wait_for("a running job", lambda: site.out().count("assigned") == 2)
+    again = site.pool.condor("condor_submit_dag", "-f", "x.dag", cwd=site.path)
+    assert (again.returncode, "is being run by process" in again.stderr) == (1, True)
+    os.kill(_runner(site), signal.SIGUSR1)
+    wait_for("the end", lambda: "EXITING WITH STATUS 2" in site.out())
+    assert site.lines() == ["A 0 none", "F 0 none"]
+    assert "\nDONE A\n" in (site.path / "x.dag.rescue001").read_text()
+
+
+def test_it_goes_and_goes_on_when_it_is_told_to_go(site: Site) -> None:
+    site.write("sleep.sub", SLEEP)
+    jobs = 'JOB A node.sub\nJOB B sleep.sub\nVARS B time="2"\nJOB C node.sub\n'
+    site.write("x.dag", f"{jobs}PARENT A CHILD B\nPARENT B CHILD C\n")
+    command = site.pool.command("dag", "-Dag", "x.dag")
+    runner = subprocess.Popen(command, cwd=site.path, env=site.pool.environ)
+    wait_for("the second job", lambda: site.out().count("assigned") == 2)
+    runner.terminate()
+    assert runner.wait(20) == 3
+    assert site.pool.call(command, cwd=site.path).returncode == 0
+    assert site.lines() == ["A 0 none", "C 0 none"]
+    assert (site.path / "x.dag.nodes.log").read_text().count("Job submitted") == 3
+
+
+def test_a_dag_that_was_changed_meanwhile_is_refused(site: Site) -> None:
+    site.write("sleep.sub", SLEEP)
+    site.write("x.dag", "JOB A sleep.sub\n")
+    command = site.pool.command("dag", "-Dag", "x.dag")
+    runner = subprocess.Popen(command, cwd=site.path, env=site.pool.environ)
+    wait_for("the job", lambda: site.out().count("assigned") == 1)
+    runner.kill()
+    runner.wait()
+    assert site.run("JOB B node.sub\n") == 2
+    assert site.pool.condor("condor_rm", "-all").returncode == 0
 
 
 def test_what_condor_submit_dag_says(site: Site) -> None:
