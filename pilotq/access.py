@@ -59,6 +59,7 @@ REQUESTS: dict[str, frozenset[Role]] = {
     "GET /v1/clusters": _LOOK,
     "GET /v1/tasks": _LOOK,
     "condor_submit": _DO,
+    "POST /condors": _DO,
     "PUT /blob": _DO,
     "PUT /blobs": _DO,
     "condor_rm": _DO,

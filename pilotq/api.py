@@ -1,8 +1,8 @@
 """The master's door for commands: HTTP on a Unix socket.
 
-`POST /condor` speaks the fields of `pilotq.condor.request` with the shims, `PUT /blob` takes a file, `PUT /blobs`
-many small ones, everything under `/v1` is JSON for `pilotq`. Only the account that runs the master (and root) may
-enter.
+`POST /condor` speaks the fields of `pilotq.condor.request` with the shims, `POST /condors` with runners of DAGs,
+`PUT /blob` takes a file, `PUT /blobs` many small ones, everything under `/v1` is JSON for `pilotq`. Only the account
+that runs the master (and root) may enter.
 """
 
 from __future__ import annotations
@@ -88,8 +88,12 @@ class _Judged(msgspec.Struct):
 
     files: list[FileRef] = []
     log: str = ""
+    nodes_log: str = ""
     needs: Resources | None = None
 
+
+#: A reply at once, or what is to be admitted.
+_Planned = Reply | tuple[Plan, list[NewCluster]]
 
 _judged = msgspec.msgpack.Decoder(_Judged).decode
 
@@ -101,7 +105,7 @@ def admit(submission: Submission, now: float) -> NewCluster:
     """
     body, description = submission.body, submission.description
     digests = {file.digest for file in description.files}
-    has_log = bool(body.log)
+    has_log = bool(body.log or body.nodes_log)
     packed_description = msgspec.msgpack.encode(description)
     largest = len(packed_description)
     for packed in submission.deltas:
@@ -112,7 +116,7 @@ def admit(submission: Submission, now: float) -> NewCluster:
             if b"files" in sample or b"log" in sample or b"needs" in sample:
                 delta = _judged(sample)
                 digests.update([file.digest for file in delta.files])
-                has_log = has_log or bool(delta.log)
+                has_log = has_log or bool(delta.log or delta.nodes_log)
                 if delta.needs is not None:
                     raise UserError(
                         "request_* differ between the tasks of one cluster", "submit them as separate clusters"
@@ -191,6 +195,7 @@ class Api:
         self._server = HttpServer(self.answer, role_of)
         self._handlers: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[Answer]]] = {
             ("POST", "/condor"): self.on_condor,
+            ("POST", "/condors"): self.on_condors,
             ("PUT", "/blob"): self.on_blob,
             ("PUT", "/blobs"): self.on_blobs,
             ("GET", "/v1/status"): self.on_status,
@@ -269,7 +274,38 @@ class Api:
         if refusal and not self.office.is_known(request.user, request.key):
             return Reply(err=f"\nERROR: {refusal}\n", exit=1)
         now = time.time()
-        planned = await self._plan(request, data, now)
+        size = sum(len(answer.data) for answer in request.answers.values())
+        if size > 20_000 or len(request.answers) > SMALL:
+            return await self._take_in(request, await asyncio.to_thread(self._plan, request, data, now))
+        return await self._take_in(request, self._plan(request, data, now))
+
+    async def on_condors(self, http: HttpRequest) -> Answer:
+        """Many requests of condor_submit at once, and their replies: fields they share, then the other ones of each.
+
+        While nothing is taken in the answer is 503, and nobody is told a refusal: all of it may be sent again.
+        """
+        shared, *others = read_fields(await http.read(REQUEST_BYTES_MAX))
+        owner = account_name(http.uid)
+        requests = [
+            dataclasses.replace(read_request(shared + other), tool="condor_submit", user=owner, uid=http.uid)
+            for other in others
+        ]
+        refusal = self.office.refusal()
+        if refusal and not all(self.office.is_known(owner, request.key) for request in requests):
+            raise UnavailableError(refusal)
+        now = time.time()
+
+        def plan() -> list[_Planned]:
+            return [self._plan(request, other, now) for request, other in zip(requests, others, strict=True)]
+
+        planned = await asyncio.to_thread(plan)
+        replies = await asyncio.gather(
+            *[self._take_in(request, one, waits=True) for request, one in zip(requests, planned, strict=True)]
+        )
+        return Answer(write_fields(map(write_reply, replies)))
+
+    async def _take_in(self, request: Request, planned: _Planned, waits: bool = False) -> Reply:
+        """Raises: UnavailableError with a refusal, if `waits`."""
         if isinstance(planned, Reply):
             return planned
         plan, clusters = planned
@@ -277,24 +313,20 @@ class Api:
             return submitted(plan, [])
         answer = await self.office.submit(request.key, clusters)
         if isinstance(answer, str):
+            if waits:
+                raise UnavailableError(answer)
             return Reply(err=f"\nERROR: {answer}\n", exit=1)
         return submitted(plan, answer)
 
-    async def _plan(self, request: Request, data: bytes, now: float) -> Reply | tuple[Plan, list[NewCluster]]:
-        def work() -> Reply | tuple[Plan, list[NewCluster]]:
-            try:
-                plan = self._plans.find(request, data, now) or plan_submit(request, now, self.office.site)
-                if isinstance(plan, Reply):
-                    return plan
-                self._plans.keep(request, data, now, plan)
-                return plan, [admit(submission, now) for submission in plan.submissions]
-            except UserError as error:
-                return Reply(err=f"\nERROR: {error.line()}\n", exit=1)
-
-        size = sum(len(answer.data) for answer in request.answers.values())
-        if size > 20_000 or len(request.answers) > SMALL:
-            return await asyncio.to_thread(work)
-        return work()
+    def _plan(self, request: Request, data: bytes, now: float) -> _Planned:
+        try:
+            plan = self._plans.find(request, data, now) or plan_submit(request, now, self.office.site)
+            if isinstance(plan, Reply):
+                return plan
+            self._plans.keep(request, data, now, plan)
+            return plan, [admit(submission, now) for submission in plan.submissions]
+        except UserError as error:
+            return Reply(err=f"\nERROR: {error.line()}\n", exit=1)
 
     async def _act(self, request: Request) -> Reply:
         action = actions.parse(request)

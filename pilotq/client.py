@@ -24,10 +24,20 @@ class Client:
 
     def get(self, path: str) -> Any:
         """Raises: UnavailableError when nobody answers, UserError when it was refused, PeerError."""
-        return self._call("GET", path, b"")
+        return self._json("GET", path, b"")
 
     def post(self, path: str, body: Any) -> Any:
-        return self._call("POST", path, json.dumps(body).encode())
+        return self._json("POST", path, json.dumps(body).encode())
+
+    def send(self, method: str, path: str, body: bytes) -> bytes:
+        """For what is not JSON; raises as `get` does."""
+        return self._call(method, path, body)
+
+    def _json(self, method: str, path: str, body: bytes) -> Any:
+        try:
+            return json.loads(self._call(method, path, body))
+        except ValueError:
+            raise PeerError(f"the master answered {method} {path} with something else than JSON") from None
 
     def is_there(self) -> bool:
         """Does a master answer?"""
@@ -111,7 +121,7 @@ class Client:
         self.close()
         return self._connect()
 
-    def _call(self, method: str, path: str, body: bytes) -> Any:
+    def _call(self, method: str, path: str, body: bytes) -> bytes:
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: pilotq\r\nAccept: application/json\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -150,17 +160,14 @@ def _receive(peer: socket.socket) -> tuple[bytes, bool]:
             return bytes(data), b"connection: close" not in lines
 
 
-def _read_answer(method: str, path: str, data: bytes) -> Any:
+def _read_answer(method: str, path: str, data: bytes) -> bytes:
     head, _, body = data.partition(b"\r\n\r\n")
     words = head.split(b"\r\n")[0].split()
     if len(words) < 2 or not words[1].isdigit():
         raise UnavailableError("the master went away in the middle of an answer", "try again")
     status = int(words[1])
     if status == 200:
-        try:
-            return json.loads(body)
-        except ValueError:
-            raise PeerError(f"the master answered {method} {path} with something else than JSON") from None
+        return body
     text = body.decode("utf-8", "replace").strip()
     if text.startswith("{"):
         text = str(json.loads(text).get("error", text))

@@ -233,6 +233,10 @@ class ClusterBody(msgspec.Struct, frozen=True, omit_defaults=True):
     ad: dict[str, str] = {}
     #: User log, absolute path; "": none.
     log: str = ""
+    #: It is written as XML.
+    log_xml: bool = False
+    #: Log of the DAG that it is a node of, absolute path; "": none.
+    nodes_log: str = ""
     #: Where standard output and error go, absolute; "": nowhere.
     stdout: str = ""
     stderr: str = ""

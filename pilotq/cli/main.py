@@ -143,9 +143,16 @@ COMMANDS: dict[str, Command] = {
             _JSON,
         ),
     ),
+    "dag": Command("run a DAG in the foreground, with the options of condor_dagman", "dag:main"),
+    "dag-submit": Command("", "dag:submit"),
+    "dag-loop": Command("", "dag:loop"),
     "site": Command("", "site:main"),
     "simulated": Command("", "bench:simulated"),
 }
+
+
+#: Commands whose words are not ours.
+_FOREIGN = ("site", "dag", "dag-submit", "dag-loop")
 
 
 class Parser(argparse.ArgumentParser):
@@ -198,9 +205,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _split_site(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What follows `site` is in the words of alien-workqueue, not ours."""
+    """What follows `site` is in the words of alien-workqueue, and `dag` in those of HTCondor, not ours."""
     words = list(argv)
-    at = words.index("site") if "site" in words else len(words)
+    at = next((at for at, word in enumerate(words) if word in _FOREIGN), len(words))
     is_command = all(word == "--set" or "=" in word for word in words[:at])
     return (words[: at + 1], words[at + 1 :]) if is_command else (words, [])
 

@@ -122,6 +122,23 @@ def read_request(data: bytes) -> Request:
     )
 
 
+def read_reply(data: bytes) -> Reply:
+    """Raises: UserError when the bytes are not fields."""
+    values = read_fields(data)
+    reply = Reply()
+    for name, value in zip(values[::2], values[1::2], strict=True):
+        if name == b"want":
+            kind, argument = read_fields(value)
+            reply.wants.append((text(kind), text(argument)))
+        elif name == b"exit":
+            reply.exit = int(value)
+        elif name == b"out":
+            reply.out += text(value)
+        elif name == b"err":
+            reply.err += text(value)
+    return reply
+
+
 def write_reply(reply: Reply) -> bytes:
     pairs: list[bytes] = []
     if reply.out:

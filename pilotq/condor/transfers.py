@@ -24,6 +24,8 @@ _REMAP = re.compile(r"((?:\\.|[^\\=;])*)=((?:\\.|[^\\;])*)(?:;|$)", re.DOTALL)
 _ESCAPED = re.compile(r"\\([=;\\])")
 #: open(2): O_WRONLY | O_CREAT with O_TRUNC, with O_APPEND.
 _WRITE_FLAGS, _APPEND_FLAGS = 0o1101, 0o2101
+#: Logs of events: field of the body, attribute, keywords.
+_LOGS = (("log", "UserLog", "log", "userlog"), ("nodes_log", "DAGManNodesLog", "dagman_log", "dagmannodeslog"))
 _SHOULD = {"YES": True, "NO": False, "IF_NEEDED": None}
 _WHEN_KEYS = ("when_to_transfer_output", "whentotransferoutput")
 _WHEN = ("ON_EXIT", "ON_EXIT_OR_EVICT", "ON_SUCCESS")
@@ -179,14 +181,17 @@ def on_streams(job: Job, parts: Parts) -> None:
         parts.body["stderr"] = err
     if out and posixpath.normpath(out) == posixpath.normpath(err):
         parts.description["merge"] = True
-    log = job.get("log", "userlog")
-    if is_null(log):
-        return
-    _no_url(log, "log")
-    path = job.side.path(log, job.iwd)
-    _check_writable(job, path, "log", _APPEND_FLAGS)
-    parts.body["log"] = path
-    parts.ad["UserLog"] = quote(path)
+    for field, attribute, *keywords in _LOGS:
+        log = job.get(*keywords)
+        if is_null(log):
+            continue
+        _no_url(log, keywords[0])
+        path = job.side.path(log, job.iwd)
+        _check_writable(job, path, keywords[0], _APPEND_FLAGS)
+        parts.body[field] = path
+        parts.ad[attribute] = quote(path)
+    if job.flag(False, "log_xml", "userlogusexml"):
+        parts.body["log_xml"] = True
 
 
 def _stream(job: Job, parts: Parts, keyword: str, other: str, attribute: str) -> str:

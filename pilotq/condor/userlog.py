@@ -26,6 +26,9 @@ DISCONNECTED = 22
 RECONNECTED = 23
 RECONNECT_FAILED = 24
 
+#: Events that the log of a DAG has: what its runner must know. Source: HTCondor manual, DAGManNodesMask.
+IN_NODES_LOG = frozenset({0, 1, 4, 5, 9, 10, 11, 12, 13, 24})
+
 _REASON_CHARS_MAX = 4000
 #: Header of the table of resources, and columns: usage, request, allocated.
 _TABLE_HEAD = "Partitionable Resources"
@@ -56,26 +59,26 @@ def format_event(
     return f"{head}{_BODIES[event](facts, slot, address, needs)}...\n"
 
 
-def _line(text: str) -> str:
+def line_of(text: str) -> str:
     """A reason on one line; readers go by lines."""
     return printable(" ".join(text.split()))[:_REASON_CHARS_MAX]
 
 
-def _node(slot: str) -> str:
+def node_of(slot: str) -> str:
     return f"<{slot.partition('@')[2]}>"
 
 
-def _times(user_s: float, system_s: float) -> str:
+def times_of(user_s: float, system_s: float) -> str:
     def shown(seconds: float) -> str:
         whole = int(seconds)
         return f"{whole // 86400} {whole // 3600 % 24:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
-    return f"\t\tUsr {shown(user_s)}, Sys {shown(system_s)}"
+    return f"Usr {shown(user_s)}, Sys {shown(system_s)}"
 
 
 def _usages(usage: Usage, *kinds: str) -> str:
-    remote, local = _times(usage.user_s, usage.system_s), _times(0, 0)
-    return "".join([f"{remote}  -  {kind} Remote Usage\n{local}  -  {kind} Local Usage\n" for kind in kinds])
+    remote, local = times_of(usage.user_s, usage.system_s), times_of(0, 0)
+    return "".join([f"\t\t{remote}  -  {kind} Remote Usage\n\t\t{local}  -  {kind} Local Usage\n" for kind in kinds])
 
 
 def _bytes(facts: Facts, *kinds: str) -> str:
@@ -93,11 +96,11 @@ def _submitted(facts: Facts, slot: str, address: str, needs: Resources | None) -
 
 
 def _executing(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    return f"Job executing on host: {_node(slot)}\n\tSlotName: {slot}\n"
+    return f"Job executing on host: {node_of(slot)}\n\tSlotName: {slot}\n"
 
 
 def _evicted(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    reason = _line(facts.reason)
+    reason = line_of(facts.reason)
     why = f"\tReason: {reason}\n" if reason else ""
     return f"Job was evicted.\n\t(0) CPU times\n{_usages(facts.usage, 'Run')}{_bytes(facts, 'Run')}{why}"
 
@@ -113,13 +116,13 @@ def _terminated(facts: Facts, slot: str, address: str, needs: Resources | None) 
 
 
 def _image_size(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    kib = _kib(facts.usage.memory_bytes)
-    memory = f"\t{_mib(facts.usage.memory_bytes)}  -  MemoryUsage of job (MB)\n"
+    kib = kib_of(facts.usage.memory_bytes)
+    memory = f"\t{mib_of(facts.usage.memory_bytes)}  -  MemoryUsage of job (MB)\n"
     return f"Image size of job updated: {kib}\n{memory}\t{kib}  -  ResidentSetSize of job (KB)\n"
 
 
 def _aborted(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    reason = _line(facts.reason)
+    reason = line_of(facts.reason)
     return f"Job was aborted.\n\t{reason}\n" if reason else "Job was aborted.\n"
 
 
@@ -132,28 +135,28 @@ def _unsuspended(facts: Facts, slot: str, address: str, needs: Resources | None)
 
 
 def _held(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    reason = _line(facts.reason) or "Reason unspecified"
+    reason = line_of(facts.reason) or "Reason unspecified"
     return f"Job was held.\n\t{reason}\n\tCode {facts.hold_code} Subcode {facts.hold_subcode}\n"
 
 
 def _released(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    reason = _line(facts.release_reason)
+    reason = line_of(facts.release_reason)
     return f"Job was released.\n\t{reason}\n" if reason else "Job was released.\n"
 
 
 def _disconnected(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    reason = _line(facts.reason) or "Contact was lost"
-    trying = f"    Trying to reconnect to {slot} {_node(slot)}\n"
+    reason = line_of(facts.reason) or "Contact was lost"
+    trying = f"    Trying to reconnect to {slot} {node_of(slot)}\n"
     return f"Job disconnected, attempting to reconnect\n    {reason}\n{trying}"
 
 
 def _reconnected(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    node = _node(slot)
+    node = node_of(slot)
     return f"Job reconnected to {slot}\n    startd address: {node}\n    starter address: {node}\n"
 
 
 def _reconnect_failed(facts: Facts, slot: str, address: str, needs: Resources | None) -> str:
-    reason = _line(facts.reason) or "The lease is over"
+    reason = line_of(facts.reason) or "The lease is over"
     return f"Job reconnection failed\n    {reason}\n    Can not reconnect to {slot}, rescheduling job\n"
 
 
@@ -178,22 +181,22 @@ _BODIES: dict[int, Callable[[Facts, str, str, Resources | None], str]] = {
 # ---- the table of resources --------------------------------------------------------------------------------------
 
 
-def _kib(size_bytes: int) -> int:
+def kib_of(size_bytes: int) -> int:
     return (size_bytes + 1023) >> 10
 
 
-def _mib(size_bytes: int) -> int:
+def mib_of(size_bytes: int) -> int:
     return (size_bytes + (1 << 20) - 1) >> 20
 
 
 def _resources(usage: Usage, needs: Resources) -> str:
     """Usage, request and allocation of each resource, in alphabetical order. A slot is as large as was asked for."""
     cpus_used = (usage.user_s + usage.system_s) / usage.wall_s if usage.wall_s > 0 else None
-    disk, memory = _kib(needs.disk_bytes) or None, _mib(needs.memory_bytes) or None
+    disk, memory = kib_of(needs.disk_bytes) or None, mib_of(needs.memory_bytes) or None
     rows: list[tuple[str, tuple[float | None, ...]]] = [
         ("Cpus", (cpus_used, needs.cpus, needs.cpus)),
-        ("Disk (KB)", (_kib(usage.disk_bytes), disk, disk)),
-        ("Memory (MB)", (_mib(usage.memory_bytes), memory, memory)),
+        ("Disk (KB)", (kib_of(usage.disk_bytes), disk, disk)),
+        ("Memory (MB)", (mib_of(usage.memory_bytes), memory, memory)),
     ]
     if needs.gpus:
         rows.insert(2, ("GPUs", (None, needs.gpus, needs.gpus)))

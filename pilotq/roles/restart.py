@@ -24,6 +24,7 @@ class _Body(msgspec.Struct):
     """The part of a `ClusterBody` that the queue knows: of a hundred thousand the rest is not read."""
 
     log: str = ""
+    nodes_log: str = ""
     policies: dict[str, str] = {}
 
 
@@ -108,7 +109,7 @@ def _cluster(live: LiveCluster, store: Store) -> Cluster:
         needs,
         priority=live.priority,
         submitted_at=live.submitted_at,
-        has_log=bool(body.log),
+        has_log=bool(body.log or body.nodes_log),
         has_deltas=live.has_deltas,
         policies=body.policies,
         state=untouched,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from pilotq.condor.userlog import TERMINATED, format_event
+from pilotq.condor.userlog import IN_NODES_LOG, TERMINATED, format_event
+from pilotq.condor.userlog_xml import format_xml_event
 from pilotq.core.records import Note
 from pilotq.scribe.reading import Reader, Unreadable
 
@@ -18,12 +19,15 @@ class EventTexts:
         self._address = address
         self._second = (-1, "")
 
-    def __call__(self, note: Note, first: int, count: int) -> bytes:
+    def __call__(self, note: Note, first: int, count: int, is_copy: bool = False) -> bytes:
         """Raises: Unreadable."""
+        if is_copy and note.event not in IN_NODES_LOG:
+            return b""
         needs = self._reader.needs(note.cluster, first) if note.event == TERMINATED else None
+        write = format_xml_event if not is_copy and self._reader.is_xml(note.cluster, first) else format_event
         try:
             texts = [
-                format_event(
+                write(
                     note.event,
                     note.cluster,
                     proc,

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
     data: bytes
 
 
-#: What names an entry: note and first proc.
+#: What names an entry: note and first proc, this inverted when it is for the log of a DAG.
 Key = tuple[int, int]
 
 

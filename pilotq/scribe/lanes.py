@@ -34,6 +34,13 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     count: int
     #: Where the note is in the outbox.
     block: int
+    #: For the log of a DAG, besides the user log; outputs are not part of it.
+    is_copy: bool = False
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What names it in the journal."""
+        return self.n, ~self.proc if self.is_copy else self.proc
 
 
 class _State(Enum):

@@ -47,6 +47,10 @@ class Places(msgspec.Struct, frozen=True):
 
     iwd: str
     log: str
+    #: Log of a DAG that the events go to as well.
+    copy: str
+    #: `log` is written as XML.
+    is_xml: bool
     stdout: str
     stderr: str
     #: Destinations may be relative to `iwd`.
@@ -58,6 +62,8 @@ class _Cluster:
         self.packed = packed
         #: The log when it is the same for every proc.
         self.log: str | None = None
+        #: The log of the DAG, then as well.
+        self.copy = ""
         #: All places with the marks of the proc left in, when there are no deltas.
         self.places: Places | None = None
         self.needs: Resources | None = None
@@ -119,19 +125,23 @@ class Reader:
             cluster = self._cluster(number)
         # A block stays together, so that all of it is written at the same time.
         shared = f"{SHARED}{number}.{block.heads[0].proc // _NEIGHBOURS % _SHARED_LANES}"
-        if cluster.log is not None:
-            return {
-                cluster.log or shared: [
-                    Item(head.n, number, proc, min(ITEM_PROCS, head.proc + head.count - proc), n)
-                    for head in block.heads
-                    for proc in range(head.proc, head.proc + head.count, ITEM_PROCS)
-                ]
-            }
         found: dict[str, list[Item]] = {}
+        if cluster.log is not None:
+            parts = [
+                (head.n, number, proc, min(ITEM_PROCS, head.proc + head.count - proc), n)
+                for head in block.heads
+                for proc in range(head.proc, head.proc + head.count, ITEM_PROCS)
+            ]
+            found[cluster.log or shared] = [Item(*part) for part in parts]
+            if cluster.copy:
+                found[cluster.copy] = [Item(*part, is_copy=True) for part in parts]
+            return found
         for head in block.heads:
             for proc in range(head.proc, head.proc + head.count):
-                lane = self.places(number, proc).log or shared
-                found.setdefault(lane, []).append(Item(head.n, number, proc, 1, n))
+                places = self.places(number, proc)
+                found.setdefault(places.log or shared, []).append(Item(head.n, number, proc, 1, n))
+                if places.copy:
+                    found.setdefault(places.copy, []).append(Item(head.n, number, proc, 1, n, is_copy=True))
         return found
 
     def places(self, number: int, proc: int) -> Places:
@@ -142,6 +152,12 @@ class Reader:
                 return _of_proc(cluster.places, str(proc))
             body = body_of(cluster.packed, self._delta(number, proc))
         return _of_proc(_places(body, str(number)), str(proc))
+
+    def is_xml(self, number: int, proc: int) -> bool:
+        """Is its user log XML? Raises: Unreadable."""
+        with self._lock:
+            cluster = self._cluster(number)
+        return cluster.places.is_xml if cluster.places is not None else self.places(number, proc).is_xml
 
     def needs(self, number: int, proc: int) -> Resources:
         """Raises: Unreadable."""
@@ -179,8 +195,8 @@ class Reader:
         cluster = _Cluster(row[-2])
         if deltas is None:
             places = cluster.places = _places(body_of(cluster.packed), str(number))
-            if PROC_MARK not in places.log:
-                cluster.log = places.log
+            if PROC_MARK not in places.log + places.copy:
+                cluster.log, cluster.copy = places.log, places.copy
         _remember(self._clusters, number, cluster)
         return cluster
 
@@ -201,11 +217,20 @@ class Reader:
 def _places(body: ClusterBody, number: str) -> Places:
     """With the marks of the proc left in."""
     iwd = body.iwd.replace(CLUSTER_MARK, number)
-    log, stdout, stderr = (
-        path and os.path.join(iwd, path.replace(CLUSTER_MARK, number)) for path in (body.log, body.stdout, body.stderr)
+    log, nodes_log, stdout, stderr = (
+        path and os.path.join(iwd, path.replace(CLUSTER_MARK, number))
+        for path in (body.log, body.nodes_log, body.stdout, body.stderr)
     )
     remaps = {name.replace(CLUSTER_MARK, number): to.replace(CLUSTER_MARK, number) for name, to in body.remaps.items()}
-    return Places(iwd, log, stdout, stderr, remaps)
+    return Places(
+        iwd,
+        log or nodes_log,
+        nodes_log if log and nodes_log != log else "",
+        body.log_xml and bool(log),
+        stdout,
+        stderr,
+        remaps,
+    )
 
 
 def _of_proc(places: Places, proc: str) -> Places:
@@ -213,6 +238,8 @@ def _of_proc(places: Places, proc: str) -> Places:
     return Places(
         places.iwd.replace(PROC_MARK, proc),
         places.log.replace(PROC_MARK, proc),
+        places.copy.replace(PROC_MARK, proc),
+        places.is_xml,
         places.stdout.replace(PROC_MARK, proc),
         places.stderr.replace(PROC_MARK, proc),
         {name.replace(PROC_MARK, proc): to.replace(PROC_MARK, proc) for name, to in places.remaps.items()}

@@ -15,8 +15,8 @@ from pilotq.scribe.outputs import Deliveries
 from pilotq.scribe.reading import SHARED, Reader, Unreadable
 from pilotq.scribe.trouble import Trouble
 
-#: The text of a note's event for some of its procs: (note, first proc, count).
-Text = Callable[[Note, int, int], bytes]
+#: The text of a note's event for some of its procs: (note, first proc, count, for the log of a DAG).
+Text = Callable[[Note, int, int, bool], bytes]
 
 
 @dataclass
@@ -88,11 +88,11 @@ class Writer:
             else:
                 verdict.apart.append(item)
         if texts:
-            wanted = [(item.n, item.proc, text) for item in verdict.done if (text := texts.get(item))]
+            wanted = [(*item.key, text) for item in verdict.done if (text := texts.get(item))]
             if wanted:
                 self._append(log, wanted, verdict)
         if self._written:
-            self._written.difference_update((item.n, item.proc) for item in verdict.done)
+            self._written.difference_update(item.key for item in verdict.done)
         return verdict
 
     def _prepare(
@@ -105,18 +105,18 @@ class Writer:
         troubles = outputs.troubles
         for item in items:
             is_gone = item.n not in notes and item.block not in notes
-            if is_gone or (item.n, item.proc) in self._written:
+            if is_gone or item.key in self._written:
                 continue
             note = notes.get(item.n)
             try:
                 if note is None:
                     raise Unreadable(f"note {item.n} is damaged in the store")
-                if note.outputs:
+                if note.outputs and not item.is_copy:
                     outputs.add(item, note, self._reader.places(item.cluster, item.proc))
                     if is_ordered and item in troubles and troubles[item].is_transient:
                         break
                 if has_log and note.event >= 0:
-                    texts[item] = self._text(note, item.proc, item.count)
+                    texts[item] = self._text(note, item.proc, item.count, item.is_copy)
             except Unreadable as error:
                 damage = OSError(errno.EBADMSG, str(error))
                 troubles[item] = Trouble("note", f"of {item.cluster}.{item.proc}", damage)

@@ -119,6 +119,13 @@ def test_the_null_device_is_nowhere(name: str) -> None:
     assert not submission.description.keep_stdout and not submission.body.log and not submission.description.stdin
 
 
+def test_logs_besides_the_user_log() -> None:
+    body = User().one(plain("log = a.log\nlog_xml = true\ndagman_log = x.nodes.log\n")).body
+    assert (body.log, body.log_xml, body.nodes_log) == (f"{HOME}/a.log", True, f"{HOME}/x.nodes.log")
+    assert body.ad["DAGManNodesLog"] == f'"{HOME}/x.nodes.log"'
+    assert not User().one(plain("log = a.log\n")).body.log_xml
+
+
 def test_a_directory_is_transferred_with_its_files() -> None:
     user = User()
     user.files |= {f"{HOME}/d/x": b"x", f"{HOME}/d/e/y": b"y", f"{HOME}/d/empty": None}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pilotq.condor import userlog
 from pilotq.condor.userlog import format_event
+from pilotq.condor.userlog_xml import _EVENTS, format_xml_event
 from pilotq.model import Facts, HoldCode, Outcome, Resources, Usage
 
 htcondor2 = pytest.importorskip("htcondor2")
@@ -63,6 +64,26 @@ def test_round_trip(tmp_path: Path, number: int, facts: Facts) -> None:
     found = read(tmp_path / "log", [text])
     assert [f"{one}...\n" for one in found] == [text]
     assert int(found[0].type) == number  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", EVENTS)
+@pytest.mark.parametrize("needs", [None, Resources(cpus=2, memory_bytes=1 << 30, disk_bytes=1 << 20, gpus=1)])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        Facts(),
+        Facts(
+            host="node1", reason="via <condor_rm> & 'so' \"on\"", release_reason="go on", usage=RAN, sent_bytes=1 << 40
+        ),
+        Facts(host="node1", outcome=Outcome.SIGNAL, code=11, reason="two\nlines", hold_code=HoldCode.INPUT_FILE),
+    ],
+)
+def test_xml_says_the_same(tmp_path: Path, number: int, facts: Facts, needs: Resources | None) -> None:
+    classic = event(number, facts, needs=needs)
+    xml = format_xml_event(number, 7, 0, AT, facts, address=ADDRESS, local=local, needs=needs)
+    (read_classic,), (read_xml,) = read(tmp_path / "log", [classic]), read(tmp_path / "xml", [xml])
+    assert dict(read_xml) == dict(read_classic)  # type: ignore[call-overload]
+    assert f"{read_xml}...\n" == classic
 
 
 def test_a_whole_log_is_read_event_by_event(tmp_path: Path) -> None:
@@ -141,4 +162,4 @@ def test_layout() -> None:
 def test_events_it_does_not_know() -> None:
     with pytest.raises(KeyError):
         event(99, Facts())
-    assert sorted(userlog._BODIES) == EVENTS
+    assert sorted(userlog._BODIES) == sorted(_EVENTS) == EVENTS

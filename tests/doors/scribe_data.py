@@ -21,10 +21,10 @@ from pilotq.scribe.writer import Verdict, Writer
 from pilotq.store.sqlite import SqliteStore
 
 pack = msgspec.msgpack.encode
-Text = Callable[[Note, int, int], bytes]
+Text = Callable[..., bytes]
 
 
-def plain(note: Note, first: int, count: int) -> bytes:
+def plain(note: Note, first: int, count: int, is_copy: bool = False) -> bytes:
     """An event in two lines, so that the tests can read it."""
     return b"".join(b"%03d (%d.%d)\n...\n" % (note.event, note.cluster, proc) for proc in range(first, first + count))
 

@@ -358,7 +358,7 @@ def test_more_threads_are_started_for_those_that_hang_and_leave_later(
     hang = threading.Event()
     original = office.desk._writer._text
 
-    def text(note: object, first: int, count: int) -> bytes:
+    def text(note: object, first: int, count: int, is_copy: bool) -> bytes:
         if note.cluster <= THREADS:  # type: ignore[attr-defined]
             hang.wait()
         return original(note, first, count)  # type: ignore[arg-type]

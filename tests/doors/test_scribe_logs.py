@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scribe_data import House, plain
+from scribe_data import House, Office, plain
 
 from pilotq.model import PROC_MARK, STDOUT, OutputFile
 from pilotq.scribe.logs import overlap
@@ -292,3 +292,34 @@ def test_plain_is_what_the_other_tests_compare_with(house: House) -> None:
     house.note(number)
     assert house.write(plain).done
     assert (house.user / "log").read_bytes() == event(number, 0)
+
+
+def test_events_go_to_the_log_of_the_dag_as_well_once_each(house: House) -> None:
+    user, nodes = house.user / "log", house.user / "x.nodes.log"
+    both = house.cluster(3, log=str(user), nodes_log=str(nodes))
+    only = house.cluster(1, nodes_log=str(nodes))
+    for event in (0, 1, 6, 5):
+        house.note(both, event=event, count=3)
+    house.note(only, event=5)
+    office = Office(house)
+    office.desk.wake()
+    office.wait(done=5)
+    heads = [line[:12] for line in user.read_text().splitlines() if line[3:5] == " ("]
+    assert heads == [f"{event:03} (001.00{proc}" for event in (0, 1, 6, 5) for proc in range(3)]
+    copied = [line[:12] for line in nodes.read_text().splitlines() if line[3:5] == " ("]
+    assert sorted(copied) == sorted([head for head in heads if not head.startswith("006")] + ["005 (002.000"])
+    again = Office(house)
+    again.desk.wake()
+    again.wait(done=5)
+    assert [line[:12] for line in nodes.read_text().splitlines() if line[3:5] == " ("] == copied
+
+
+def test_a_log_may_be_xml_and_that_of_the_dag_is_classic(house: House) -> None:
+    user, nodes = house.user / "log", house.user / "x.nodes.log"
+    cluster = house.cluster(2, log=str(user), log_xml=True, nodes_log=str(nodes))
+    house.note(cluster, event=5, count=2)
+    office = Office(house)
+    office.desk.wake()
+    office.wait(done=1)
+    assert user.read_text().count("<c>\n") == user.read_text().count('<a n="MyType"><s>JobTerminatedEvent</s></a>') == 2
+    assert nodes.read_text().count("Job terminated.") == 2

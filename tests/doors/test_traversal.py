@@ -209,7 +209,7 @@ def deliver(ground: Ground, name: str, remaps: dict[str, str], n: int = 1) -> No
     """As the scribe does with what a worker said."""
     deliveries = Deliveries(str(ground.home / "spool"))
     note = Note(n, -1, 1, n, 1, 0.0, outputs=[OutputFile(name, len(EVIL), 0o6777, EVIL)], attempt=1)
-    deliveries.add(Item(n, 1, n, 1, n), note, Places(str(ground.home), "", "", "", remaps))
+    deliveries.add(Item(n, 1, n, 1, n), note, Places(str(ground.home), "", "", False, "", "", remaps))
     deliveries.settle()
 
 
