@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 #: Tools the query process answers; their requests are passed on unopened.
 QUERIES = frozenset({"condor_q", "condor_history", "condor_status", "condor_version"})
-ACTIONS = frozenset({"condor_rm", "condor_hold", "condor_release"})
-_VERBS = {"cancel": "cancel", "hold": "hold", "release": "release"}
+#: Of POST /v1/act.
+VERBS = frozenset({"cancel", "hold", "release", "suspend", "continue", "vacate"})
 REQUEST_BYTES_MAX = 64 << 20
 #: A description and a delta must leave room in a payload.
 PACKED_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
@@ -257,7 +257,7 @@ class Api:
             return await self._relay(request.tool, data)
         if request.tool == "condor_submit":
             reply = await self._submit(request, data)
-        elif request.tool in ACTIONS:
+        elif request.tool in actions.TOOLS:
             reply = await self._act(request)
         else:
             reply = Reply(err=f"{request.tool}: pilotq does not have this command yet\n", exit=1)
@@ -311,7 +311,9 @@ class Api:
             except PilotqError as error:
                 return Reply(err=f"{request.tool}: {error.line()}\n", exit=1)
             selection += [(cluster, proc) for cluster, proc in found]
-        results = await self.office.act(action.verb, selection, action.reason, action.subcode) if selection else []
+        results = (
+            await self.office.act(action.words.verb, selection, action.reason, action.subcode) if selection else []
+        )
         return actions.acted(action, [(cluster, proc, result) for cluster, proc, result in results], was_empty)
 
     async def ask(self, question: dict[str, Any]) -> Any:
@@ -374,12 +376,14 @@ class Api:
 
     async def on_act(self, http: HttpRequest) -> Answer:
         body = await _body(http)
-        wanted = body["selection"]
+        wanted, verb = body["selection"], body["verb"]
+        if verb not in VERBS:
+            raise UserError(f"no such verb: {verb}", f"one of {', '.join(sorted(VERBS))}")
         selection = [(int(item["cluster"]), int(item.get("proc", -1))) for item in wanted if not item.get("all")]
         results: list[Any] = []
         if wanted:
-            reason = str(body.get("reason", "")) or f"via pilotq {body['verb']}"
-            results = await self.office.act(_VERBS[body["verb"]], selection, reason)
+            reason = str(body.get("reason", "")) or f"via pilotq {verb}"
+            results = await self.office.act(verb, selection, reason)
         return _json({"results": [[f"{c}.{p}", result] for c, p, result in results]})
 
     async def on_drain(self, http: HttpRequest) -> Answer:

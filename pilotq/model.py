@@ -333,6 +333,8 @@ class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     received_bytes: int = 0
     #: Nodes it was lost on, so that a retry avoids them.
     lost_on: tuple[str, ...] = ()
+    #: Times it was suspended.
+    suspensions: int = 0
 
 
 def fill(value: Any, cluster: int, proc: int) -> Any:

@@ -21,7 +21,8 @@ from msgspec import Meta
 from pilotq.errors import PeerError
 from pilotq.model import REASON_CHARS_MAX, Ended, Resources
 
-PROTOCOL = 2
+#: 3: attempts can be suspended.
+PROTOCOL = 3
 #: Bounds on one payload and on one batch; checked before anything is unpacked.
 PAYLOAD_BYTES_MAX = 4 << 20
 BATCH_PARTS_MAX = 20_000
@@ -92,6 +93,8 @@ class Hello(_Message, frozen=True):
     answers: int = 0
     #: Which control groups hold its tasks, for people.
     containment: Annotated[str, Meta(max_length=200)] = ""
+    #: Of `live`, those that are suspended, or will be once they run.
+    suspended: Tokens = []
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -109,7 +112,8 @@ class Beat(_Message, frozen=True):
 
     seq: int
     offer: Offer
-    #: Number of live attempts and xor of their hashes (`checksum`): a mismatch that lasts makes the master ask.
+    #: Number of live attempts and xor of their hashes (`checksum`, and of suspended ones also `suspended_checksum`): a
+    #: mismatch that lasts makes the master ask.
     count: int
     checksum: int
 
@@ -236,6 +240,15 @@ class Kill(_Message, frozen=True):
     """End these attempts and say `Killed`."""
 
     tokens: Tokens
+    #: At once, without the grace of their description.
+    fast: bool = False
+
+
+class Suspend(_Message, frozen=True):
+    """Stop all processes of these attempts; or let them go on. It may be said again, and is then of no effect."""
+
+    tokens: Tokens
+    on: bool
 
 
 class AskInventory(_Message, frozen=True):
@@ -320,7 +333,21 @@ class Forget(_Message, frozen=True):
 
 FromWorker = Hello | Beat | Started | Result | Refuse | Killed | Goodbye | Data | Get
 FromForeman = ForemanHello | ForemanBeat | Gone | Get | Goodbye
-ToWorker = Welcome | Reject | Describe | Assign | Renew | Ack | Kill | AskInventory | Pull | DrainPlease | Leave | Chunk
+ToWorker = (
+    Welcome
+    | Reject
+    | Describe
+    | Assign
+    | Renew
+    | Ack
+    | Kill
+    | Suspend
+    | AskInventory
+    | Pull
+    | DrainPlease
+    | Leave
+    | Chunk
+)
 ToForeman = ForemanWelcome | ForemanRenew | Reject | Describe | Forget | Chunk | AskInventory
 Message = FromWorker | FromForeman | ToWorker | ToForeman
 
@@ -406,6 +433,11 @@ def checksum(token: Token) -> int:
     """A 32-bit hash of a token, the same on both sides."""
     value = (token.cluster * 0x9E3779B1 + token.proc * 0x85EBCA6B + token.attempt * 0xC2B2AE35) & 0xFFFFFFFF
     return value ^ (value >> 15)
+
+
+def suspended_checksum(token: Token) -> int:
+    """What a suspended attempt adds to the checksum of all."""
+    return (checksum(token) * 0x9E3779B1 + 1) & 0xFFFFFFFF
 
 
 def checksum_of_all(cluster: int, procs: Iterable[int], attempts: Iterable[int]) -> int:

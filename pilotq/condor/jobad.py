@@ -45,8 +45,6 @@ DEFAULTS = {
     "MaxHosts": "1",
     "NumCkpts": "0",
     "NumRestarts": "0",
-    "TotalSuspensions": "0",
-    "LastSuspensionTime": "0",
     "ExitStatus": "0",
     "ImageSize": "0",
     "DiskUsage": "0",

@@ -73,7 +73,7 @@ class Policy:
             master.sessions.end_attempt(cluster, proc, now)
             master.queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
         elif policy == "periodic_release":
-            master.release(cluster, proc, reason, now)
+            master.acts.release(cluster, proc, reason, now)
         else:
             master.sessions.end_attempt(cluster, proc, now)
             master.queue.cancel(cluster, proc, now.wall, reason)

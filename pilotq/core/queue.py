@@ -16,11 +16,12 @@ from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, Not
 from pilotq.core.tasks import NO_FACTS, Cluster, Ready, completed
 from pilotq.core.turn import NewCluster
 from pilotq.errors import InternalError
-from pilotq.model import ENDED, ON_WORKER, Ended, Facts, HoldCode, Outcome, OutputFile, State
+from pilotq.model import ENDED, Ended, Facts, HoldCode, Outcome, OutputFile, State
 from pilotq.wire import Token
 
 #: Numbers of user-log events. Source: HTCondor manual, job event log codes.
 SUBMITTED, EXECUTING, EVICTED, TERMINATED, ABORTED, HELD, RELEASED = 0, 1, 4, 5, 9, 12, 13
+SUSPENDED, UNSUSPENDED = 10, 11
 #: Procs that one note covers at most, so that a log of a large cluster is written in pieces.
 NOTE_PROCS_MAX = 5000
 #: Submission keys remembered.
@@ -191,6 +192,12 @@ class Queue:
         if still_runs:
             cluster.fence(proc)
         self.ready.add(cluster)
+
+    def suspend(self, cluster: Cluster, proc: int, on: bool, wall: float) -> None:
+        """Its processes are to stand still, or to go on."""
+        suspensions = cluster.facts_of(proc).suspensions + on
+        self._move(cluster, proc, State.SUSPENDED if on else State.RUNNING, wall, suspensions=suspensions)
+        self._log(SUSPENDED if on else UNSUSPENDED, cluster, proc, wall)
 
     def hold(self, cluster: Cluster, proc: int, wall: float, code: int, subcode: int, reason: str) -> None:
         """Park it until somebody releases it."""
@@ -478,12 +485,4 @@ class Queue:
     def check(self) -> None:
         """Raises: InternalError when something does not add up."""
         for cluster in self.clusters.values():
-            for state in State:
-                if cluster.states.count(state) != cluster.counts[state]:
-                    raise InternalError(f"cluster {cluster.id}: wrong count of {state.name}")
-            ended = cluster.counts[State.DONE] + cluster.counts[State.CANCELLED]
-            if cluster.left > ended:
-                raise InternalError(f"cluster {cluster.id}: {cluster.left} left, {ended} ended")
-            for proc, state_ in enumerate(cluster.states):
-                if state_ in ON_WORKER and not cluster.attempts[proc]:
-                    raise InternalError(f"task {cluster.id}.{proc} is on a worker without an attempt")
+            cluster.check()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 
 from pilotq.errors import InternalError
-from pilotq.model import TRANSITIONS, Ended, Facts, Resources, State
+from pilotq.model import ON_WORKER, TRANSITIONS, Ended, Facts, Resources, State
 
 _STATES = len(State) + 1
 #: Tasks that came back and are not for this worker: so many are looked at.
@@ -49,6 +49,7 @@ def completed(old: Facts, end: Ended, wall: float, *, was_started: bool) -> Fact
         old.sent_bytes + sum([output.size_bytes for output in end.outputs]) if end.outputs else old.sent_bytes,
         old.received_bytes,
         old.lost_on,
+        old.suspensions,
     )
 
 
@@ -220,6 +221,18 @@ class Cluster:
         """Procs still in the queue."""
         left = (State.DONE, State.CANCELLED)
         return [proc for proc, state in enumerate(self.states) if state not in left or proc in self.facts]
+
+    def check(self) -> None:
+        """Raises: InternalError when something does not add up."""
+        for state in State:
+            if self.states.count(state) != self.counts[state]:
+                raise InternalError(f"cluster {self.id}: wrong count of {state.name}")
+        ended = self.counts[State.DONE] + self.counts[State.CANCELLED]
+        if self.left > ended:
+            raise InternalError(f"cluster {self.id}: {self.left} left, {ended} ended")
+        for proc, value in enumerate(self.states):
+            if value in ON_WORKER and not self.attempts[proc]:
+                raise InternalError(f"task {self.id}.{proc} is on a worker without an attempt")
 
 
 class Ready:

@@ -117,14 +117,15 @@ class Submit(Event, frozen=True):
 
 
 class Act(Event, frozen=True):
-    """Cancel, hold or release; wants `Answer` with a list of (cluster, proc, result)."""
+    """Something people want of tasks; wants `Answer` with a list of (cluster, proc, result)."""
 
     reply: int
-    #: "cancel", "hold" or "release".
+    #: See `acts.Acts`.
     verb: str
     #: (cluster, proc); proc -1: all its live procs. An empty list: all live tasks.
     selection: list[tuple[int, int]]
     reason: str
+    #: Of "hold".
     subcode: int = 0
 
 

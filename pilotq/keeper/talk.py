@@ -57,6 +57,13 @@ class End(_Message, frozen=True):
     grace_s: float | None
 
 
+class Suspend(_Message, frozen=True):
+    """Stop all its processes, or let them go on."""
+
+    token: Token
+    on: bool
+
+
 class Return(_Message, frozen=True):
     """Give it back (`Returned`) when it still waits for the one before it; else of no effect."""
 
@@ -121,7 +128,7 @@ class DeadEnds:
         self._tokens.pop(token, None)
 
 
-Order = Launch | End | Return | Discard
+Order = Launch | End | Suspend | Return | Discard
 Event = Ready | Launched | Exited | Returned
 orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)

@@ -269,17 +269,20 @@ class Node:
         self.left = ""
         #: True: the test says when keepers hear of orders.
         self.holds_orders = False
-        self.orders: deque[w.Launch | w.End | w.TakeBack] = deque()
+        self.orders: deque[w.Launch | w.End | w.TakeBack | w.Suspend] = deque()
         self.slots = slots
         #: What every task takes.
         self.task_s = 5.0
         self.running: list[wire.Token] = []
         #: Attempts in a keeper that wait for another.
         self.followers: dict[wire.Token, wire.Token] = {}
+        #: Attempts that stand still.
+        self.stopped: set[wire.Token] = set()
         #: Attempts that failed or were given back.
         self.dead_ends: set[wire.Token] = set()
         #: How many were given back.
         self.returns = 0
+        self.fast_ends = 0
         self.launched: list[wire.Token] = []
         #: Payloads that were started.
         self.begun: list[wire.Token] = []
@@ -311,7 +314,7 @@ class Node:
         elif isinstance(action, w.Stage):
             if not self.holds_files:
                 self.do(w.FilesReady(action.tokens))
-        elif isinstance(action, w.Launch | w.End | w.TakeBack):
+        elif isinstance(action, w.Launch | w.End | w.TakeBack | w.Suspend):
             self.orders.append(action)
             if not self.holds_orders:
                 self.obey()
@@ -337,7 +340,12 @@ class Node:
                     self._tell(started=self._start(order.token))
             elif order.token in self.running:
                 if isinstance(order, w.End):
+                    self.fast_ends += order.fast
                     self.end(order.token, order.outcome)
+                elif isinstance(order, w.Suspend):
+                    (self.stopped.add if order.on else self.stopped.discard)(order.token)
+            elif isinstance(order, w.Suspend):
+                pass
             elif order.token in self.followers:
                 self._pass_on(order.token, self.followers.pop(order.token))
                 if isinstance(order, w.End):
@@ -381,6 +389,7 @@ class Node:
         """A running attempt ends."""
         token = token or self.running[0]
         self.running.remove(token)
+        self.stopped.discard(token)
         ended = Ended(outcome, code, usage=Usage(wall_s=self.task_s), **more)
         if outcome in HARMLESS:
             self._tell(started=self._pass_on(token, None), ended=[(token, ended)])

@@ -23,7 +23,7 @@ from pilotq.condor.request import Reply, Request, read_fields, read_request, wri
 
 Answer = Callable[[Request], bytes | Reply]
 CUT = b"CUT"
-NAMES = ["history", "hold", "q", "release", "rm", "status", "submit", "version"]
+NAMES = ["continue", "history", "hold", "q", "release", "rm", "status", "submit", "suspend", "vacate_job", "version"]
 
 
 class Server:
