@@ -125,7 +125,20 @@ def new_plan(seed: int) -> Plan:
         noise=seed,
     )
     _fill(plan, choose)
+    _add_pauses(plan, random.Random(f"pauses {seed}"))
     return plan
+
+
+def _add_pauses(plan: Plan, choose: random.Random) -> None:
+    """In some plans clients also suspend, continue and vacate what they submitted."""
+    if choose.random() < 0.6:
+        return
+    submissions = sum(item.kind == "submit" for item in plan.items)
+    for _ in range(choose.randint(1, 12)):
+        kind = choose.choice(["suspend", "suspend", "suspend_and_continue", "continue", "vacate"])
+        args = (choose.randrange(submissions), choose.choice([-1, -1, 0, 1]), round(choose.random(), 3))
+        plan.items.append(Item(choose.uniform(1.0, plan.horizon_s), kind, args))
+    plan.items.sort(key=lambda item: item.at)
 
 
 def _fill(plan: Plan, choose: random.Random) -> None:

@@ -12,6 +12,7 @@ from pilotq import daemon, wire
 from pilotq.core import foreman, peers, policy, queue, results, sessions
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
+from pilotq.core.acts import Acts
 from pilotq.core.foreman import ForemanCore
 from pilotq.core.master import MasterCore
 from pilotq.core.records import NotesAdded, TaskRows
@@ -354,9 +355,9 @@ def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -
         worker.drain_wanted = True
 
 
-@_bug("release-races", "a released task does not wait for its first copy to end", MasterCore, "release")
+@_bug("release-races", "a released task does not wait for its first copy to end", Acts, "release")
 def _(right: Any, self: Any, cluster: Any, proc: int, reason: str, now: Now) -> None:
-    self.queue.release(cluster, proc, now.wall, reason)
+    self._master.queue.release(cluster, proc, now.wall, reason)
 
 
 @_bug("delta-credit", "every heartbeat adds to what a worker offers", Sessions, "on_beat")
@@ -409,6 +410,16 @@ def _(right: Any, self: Any, message: wire.Assign, now: Now) -> None:
     draining, self.draining = self.draining, ""
     right(self, message, now)
     self.draining = draining
+
+
+@_bug("continue-lost", "nobody notices that a worker did not hear that a task may go on", wire, "suspended_checksum")
+def _(right: Any, token: wire.Token) -> int:
+    return 0
+
+
+@_bug("hello-keeps-still", "what a worker stopped stays so when it comes back", Sessions, "_set_right")
+def _(right: Any, self: Any, worker: Any, message: wire.Hello) -> None:
+    pass
 
 
 @_bug("kill-answered-early", "a worker says that an attempt is gone when it begins to end it", WorkerCore, "on_kill")
