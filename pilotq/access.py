@@ -67,6 +67,8 @@ REQUESTS: dict[str, frozenset[Role]] = {
     "condor_suspend": _DO,
     "condor_continue": _DO,
     "condor_vacate_job": _DO,
+    "condor_qedit": _DO,
+    "condor_prio": _DO,
     "POST /v1/act": _DO,
     "POST /v1/drain": _RULE,
     "POST /v1/worker": _RULE,

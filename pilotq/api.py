@@ -18,14 +18,14 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from pilotq.access import REQUESTS, Role, may_ask
-from pilotq.condor import actions
+from pilotq.commands import Commands, Office
 from pilotq.condor.request import Reply, Request, raw, read_fields, read_request, write_fields, write_reply
-from pilotq.condor.submit import Plan, Site, plan_submit, submitted
+from pilotq.condor.submit import Plan, plan_submit, submitted
 from pilotq.core.turn import NewCluster
 from pilotq.deltas import Block
 from pilotq.errors import PilotqError, UnavailableError, UserError
@@ -49,38 +49,6 @@ WAIT_S_MAX = 60.0
 SMALL = 200
 #: Plans remembered for a second, and the largest request of one.
 PLANS_MAX, PLAN_BYTES_MAX = 100, 16 << 10
-
-
-class Office(Protocol):
-    """What the master does for the API."""
-
-    site: Site
-
-    async def submit(self, key: str, clusters: list[NewCluster]) -> list[int] | str:
-        """Ids, durable; or why not."""
-
-    async def act(self, verb: str, selection: list[tuple[int, int]], reason: str, subcode: int = 0) -> list[Any]: ...
-    async def worker_verb(self, worker: str, verb: str) -> bool: ...
-    def drain(self, on: bool) -> None: ...
-    def is_empty(self) -> bool: ...
-    def status(self) -> dict[str, Any]: ...
-    def clusters(self, ids: list[int]) -> tuple[list[dict[str, Any]], list[int]]:
-        """Of live clusters (all, without ids); ids of others."""
-
-    async def over(self, ids: list[int], wait_s: float) -> list[dict[str, Any]]:
-        """Of clusters that are over now, or within this time; all live ones, without ids."""
-
-    def head_facts(self, whole: bool) -> dict[str, Any]:
-        """What only the master knows and the query process needs; `whole`: with all workers."""
-
-    def query(self, message: dict[str, Any]) -> AsyncIterator[bytes]: ...
-    async def keep_file(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
-    async def keep_small_files(self, files: list[bytes]) -> list[tuple[str, int]]: ...
-    def refusal(self) -> str:
-        """Why nothing new is accepted at the moment; ""."""
-
-    def is_known(self, owner: str, key: str) -> bool:
-        """Was this submission accepted before?"""
 
 
 class _Judged(msgspec.Struct):
@@ -188,6 +156,7 @@ class Api:
     def __init__(self, office: Office, role_of: Callable[[int], str] = role_of_uid) -> None:
         self.office = office
         self._plans = _Plans()
+        self._commands = Commands(office)
         self._server = HttpServer(self.answer, role_of)
         self._handlers: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[Answer]]] = {
             ("POST", "/condor"): self.on_condor,
@@ -257,10 +226,8 @@ class Api:
             return await self._relay(request.tool, data)
         if request.tool == "condor_submit":
             reply = await self._submit(request, data)
-        elif request.tool in actions.TOOLS:
-            reply = await self._act(request)
         else:
-            reply = Reply(err=f"{request.tool}: pilotq does not have this command yet\n", exit=1)
+            reply = await self._commands.answer(request)
         return Answer(write_reply(reply))
 
     async def _submit(self, request: Request, data: bytes) -> Reply:
@@ -295,36 +262,6 @@ class Api:
         if size > 20_000 or len(request.answers) > SMALL:
             return await asyncio.to_thread(work)
         return work()
-
-    async def _act(self, request: Request) -> Reply:
-        action = actions.parse(request)
-        if isinstance(action, Reply):
-            return action
-        was_empty = self.office.is_empty()
-        selection: list[tuple[int, int]] = []
-        for wanted in action.selections:
-            if isinstance(wanted, tuple):
-                selection.append(wanted)
-                continue
-            try:
-                found = await self.ask({"select": wanted, "facts": self.office.head_facts(False)})
-            except PilotqError as error:
-                return Reply(err=f"{request.tool}: {error.line()}\n", exit=1)
-            selection += [(cluster, proc) for cluster, proc in found]
-        results = (
-            await self.office.act(action.words.verb, selection, action.reason, action.subcode) if selection else []
-        )
-        return actions.acted(action, [(cluster, proc, result) for cluster, proc, result in results], was_empty)
-
-    async def ask(self, question: dict[str, Any]) -> Any:
-        """A value from the query process.
-
-        Raises: UserError with what it said instead of one.
-        """
-        answer = msgspec.msgpack.decode(b"".join([frame async for frame in self.office.query(question)]))
-        if isinstance(answer, dict) and "error" in answer:
-            raise UserError(answer["error"], exit_code=answer.get("exit", 1))
-        return answer
 
     async def _relay(self, tool: str, data: bytes) -> Answer:
         pieces = self.office.query({"request": data, "facts": self.office.head_facts(tool == "condor_status")})
@@ -368,11 +305,11 @@ class Api:
         if rest or not ids:
             live, missing = self.office.clusters(rest)
             found += [view for view in live if view["cluster"] not in known]
-            found += await self.ask({"clusters": missing}) if missing else []
+            found += await self._commands.ask({"clusters": missing}) if missing else []
         return _json(found)
 
     async def on_tasks(self, http: HttpRequest) -> Answer:
-        return _json(await self.ask({"tasks": dict(http.query)}))
+        return _json(await self._commands.ask({"tasks": dict(http.query)}))
 
     async def on_act(self, http: HttpRequest) -> Answer:
         body = await _body(http)

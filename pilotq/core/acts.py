@@ -11,7 +11,7 @@ from pilotq import wire
 from pilotq.core import turn as t
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now
-from pilotq.model import ENDED, Ended, HoldCode, Outcome, State
+from pilotq.model import ENDED, Edit, Ended, HoldCode, Outcome, State
 
 if TYPE_CHECKING:
     from pilotq.core.master import MasterCore
@@ -53,6 +53,9 @@ class Acts:
         return bool(self._jobs)
 
     def on_act(self, event: t.Act, now: Now) -> None:
+        if event.verb == "edit":
+            self._edit(event)
+            return
         clusters = self._master.queue.clusters
         job = _Job(event, deque(), [])
         selection = event.selection or [(number, -1) for number in sorted(clusters)]
@@ -91,12 +94,41 @@ class Acts:
     def _act_on(self, job: _Job, cluster: Cluster, procs: list[int], now: Now) -> None:
         if job.act.verb == "cancel" and "leave_in_queue" not in cluster.policies:
             procs = self._cancel_untouched(job, cluster, procs, now)
-        verb, queue = self._verbs[job.act.verb], self._master.queue
+        verb = self._verbs[job.act.verb]
         for proc in procs:
-            has_left = cluster.state(proc) in ENDED and proc not in cluster.facts
-            is_there = not has_left and not queue.is_leaving(cluster, proc)
-            result = verb(job.act, cluster, proc, now) if is_there else "not_found"
+            result = verb(job.act, cluster, proc, now) if self._is_there(cluster, proc) else "not_found"
             job.results.append((cluster.id, proc, result))
+
+    def _edit(self, act: t.Act) -> None:
+        """At once, as a range of tasks costs little more than one."""
+        queue = self._master.queue
+        results: list[tuple[int, int, str]] = []
+        ranges: list[tuple[Cluster, int, int]] = []
+        for number, proc in act.selection:
+            cluster = queue.clusters.get(number)
+            live = cluster.live_procs() if cluster is not None and proc < 0 else [proc]
+            is_there = cluster is not None and (proc < 0 or self._is_there(cluster, proc))
+            results += [(number, one, "ok" if is_there else "not_found") for one in live]
+            if cluster is None or not is_there:
+                continue
+            if proc < 0:
+                ranges.append((cluster, 0, len(cluster) - 1))
+            elif ranges and ranges[-1][0] is cluster and ranges[-1][2] == proc - 1:
+                ranges[-1] = (cluster, ranges[-1][1], proc)
+            else:
+                ranges.append((cluster, proc, proc))
+        if all(result == "ok" for _, _, result in results):
+            for cluster, first, last in ranges:
+                for name, value in act.edits.items():
+                    for change in _adjusted(cluster, first, last, value) if act.adjust else [(first, last, value)]:
+                        queue.edit(cluster, Edit(change[0], change[1], name, change[2]))
+        self._master.actions.append(t.Answer(act.reply, results))
+
+    def _is_there(self, cluster: Cluster, proc: int) -> bool:
+        """Is it in the queue?"""
+        if not cluster.has(proc) or self._master.queue.is_leaving(cluster, proc):
+            return False
+        return cluster.state(proc) not in ENDED or proc in cluster.facts
 
     # ---- verbs
 
@@ -183,3 +215,10 @@ class Acts:
         end = Ended(Outcome.EVICTED, reason=act.reason)
         self._master.queue.requeue(cluster, proc, now.wall, end, still_runs=sessions.is_ending(cluster, proc))
         return "ok"
+
+
+def _adjusted(cluster: Cluster, first: int, last: int, more: str) -> list[tuple[int, int, str]]:
+    """New priorities of a range: of all, then of those with one of their own."""
+    own = [proc for proc in sorted(cluster.priorities) if first <= proc <= last]
+    found = [(first, last, cluster.priority), *((proc, proc, cluster.priorities[proc]) for proc in own)]
+    return [(first, last, str(priority + int(more))) for first, last, priority in found]

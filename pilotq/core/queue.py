@@ -12,11 +12,21 @@ from typing import Any
 
 import msgspec
 
-from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.core.records import (
+    ClusterAdded,
+    ClusterLeft,
+    Edited,
+    Note,
+    NotesAdded,
+    NotesDone,
+    Record,
+    TaskRows,
+    TasksLeft,
+)
 from pilotq.core.tasks import NO_FACTS, Cluster, Ready, completed
 from pilotq.core.turn import NewCluster
 from pilotq.errors import InternalError
-from pilotq.model import ENDED, Ended, Facts, HoldCode, Outcome, OutputFile, State
+from pilotq.model import ENDED, Edit, Ended, Facts, HoldCode, Outcome, OutputFile, State, add_edit
 from pilotq.wire import Token
 
 #: Numbers of user-log events. Source: HTCondor manual, job event log codes.
@@ -50,6 +60,7 @@ class Queue:
         self._added: list[ClusterAdded] = []
         self._changed: dict[int, dict[int, None]] = {}
         self._leaving: dict[int, dict[int, None]] = {}
+        self._edited: dict[int, list[Edit]] = {}
         #: By cluster.
         self._notes: dict[int, list[Note]] = {}
         self._written: list[int] = []
@@ -111,6 +122,13 @@ class Queue:
             self.keys[owner, key] = clusters
             if len(self.keys) > KEYS_MAX:
                 self.keys.popitem(last=False)
+
+    def edit(self, cluster: Cluster, change: Edit) -> None:
+        """Somebody changes an attribute of some tasks."""
+        cluster.edit(change)
+        add_edit(self._edited.setdefault(cluster.id, []), change)
+        if cluster.idle:
+            self.ready.add(cluster)
 
     # ---- the life of a task
 
@@ -410,16 +428,18 @@ class Queue:
         """What changed since the last time, as records."""
         records: list[Record] = list(self._added)
         self._added = []
+        records += [Edited(number, edits) for number, edits in self._edited.items()]
+        self._edited = {}
         for number, procs in self._changed.items():
             cluster = self.clusters[number]
             leaving = self._leaving.get(number, {})
             staying = [proc for proc in procs if proc not in leaving] if leaving else list(procs)
             if staying:
-                records.append(TaskRows(number, *self._columns(cluster, staying)))
+                records.append(TaskRows(number, *cluster.columns(staying)))
         self._changed = {}
         for number, leaving in self._leaving.items():
             cluster = self.clusters[number]
-            records.append(TasksLeft(number, *self._columns(cluster, list(leaving)), wall))
+            records.append(TasksLeft(number, *cluster.columns(list(leaving)), wall))
             for proc in leaving:
                 cluster.facts.pop(proc, None)
             cluster.left += len(leaving)
@@ -433,15 +453,6 @@ class Queue:
             records.append(NotesDone(self._written))
         self._notes, self._written = {}, []
         return records
-
-    def _columns(self, cluster: Cluster, procs: list[int]) -> tuple[list[int], list[int], list[int], list[Facts]]:
-        states, attempts, facts = cluster.states, cluster.attempts, cluster.facts
-        return (
-            procs,
-            [states[proc] for proc in procs],
-            [attempts[proc] for proc in procs],
-            [facts.get(proc, NO_FACTS) for proc in procs],
-        )
 
     def set_facts(self, cluster: Cluster, proc: int, facts: Facts) -> None:
         cluster.facts[proc] = facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pilotq.model import Facts, OutputFile, State
+from pilotq.model import Edit, Facts, OutputFile, State
 
 
 class ClusterAdded(msgspec.Struct, frozen=True):
@@ -50,6 +50,13 @@ class TasksLeft(msgspec.Struct, frozen=True):
     at: float
 
 
+class Edited(msgspec.Struct, frozen=True):
+    """Attributes of tasks of a cluster were changed, in this order."""
+
+    cluster: int
+    edits: list[Edit]
+
+
 class ClusterLeft(msgspec.Struct, frozen=True):
     """Its last proc left the queue: not loaded again, its kept files are free."""
 
@@ -89,4 +96,4 @@ class NotesDone(msgspec.Struct, frozen=True):
     ns: list[int]
 
 
-Record = ClusterAdded | TaskRows | TasksLeft | ClusterLeft | NotesAdded | NotesDone
+Record = ClusterAdded | Edited | TaskRows | TasksLeft | ClusterLeft | NotesAdded | NotesDone

@@ -127,6 +127,10 @@ class Act(Event, frozen=True):
     reason: str
     #: Of "hold".
     subcode: int = 0
+    #: Of "edit", which is done to all of the selection or to none: attribute -> expression; `adjust`: JobPrio grows by
+    #: that.
+    edits: dict[str, str] = {}
+    adjust: bool = False
 
 
 class Wait(Event, frozen=True):

@@ -83,9 +83,9 @@ class Office:
         answer: list[int] | str = await future
         return answer
 
-    async def act(self, verb: str, selection: list[tuple[int, int]], reason: str, subcode: int = 0) -> list[Any]:
+    async def act(self, verb: str, selection: list[tuple[int, int]], reason: str, **more: Any) -> list[Any]:
         number, future = self._reply()
-        self.engine.put(t.Act(number, verb, selection, reason, subcode))
+        self.engine.put(t.Act(number, verb, selection, reason, **more))
         answer: list[Any] = await future
         return answer
 

@@ -215,4 +215,5 @@ class Performer:
             template = self._templates[number] = Template(body_of(packed), number, len(cluster))
         if cluster.has_deltas:
             template = template.with_delta(self.engine.blocking(self.store.deltas, number, [proc])[0])
-        return template
+        changes = {edit.name: edit.value for edit in cluster.edits if edit.first <= proc <= edit.last}
+        return template.with_edits(changes) if changes else template

@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 from pools import SHIMS, Home, clean_environ
 
+from pilotq.access import REQUESTS
 from pilotq.condor.request import Reply, Request, read_fields, read_request, write_fields, write_reply
 
 Answer = Callable[[Request], bytes | Reply]
 CUT = b"CUT"
-NAMES = ["continue", "history", "hold", "q", "release", "rm", "status", "submit", "suspend", "vacate_job", "version"]
+NAMES = sorted(name.removeprefix("condor_") for name in REQUESTS if name.startswith("condor_"))
 
 
 class Server:

@@ -412,11 +412,6 @@ def _(right: Any, self: Any, message: wire.Assign, now: Now) -> None:
     self.draining = draining
 
 
-@_bug("continue-lost", "nobody notices that a worker did not hear that a task may go on", wire, "suspended_checksum")
-def _(right: Any, token: wire.Token) -> int:
-    return 0
-
-
 @_bug("hello-keeps-still", "what a worker stopped stays so when it comes back", Sessions, "_set_right")
 def _(right: Any, self: Any, worker: Any, message: wire.Hello) -> None:
     pass
