@@ -29,7 +29,7 @@ from pilotq.condor.submit import Plan, plan_submit, submitted
 from pilotq.core.turn import NewCluster
 from pilotq.deltas import Block
 from pilotq.errors import PilotqError, UnavailableError, UserError
-from pilotq.http import Answer, HttpError, HttpServer
+from pilotq.http import Answer, HttpError, HttpServer, listen
 from pilotq.http import Request as HttpRequest
 from pilotq.model import FileRef, Resources, Submission
 from pilotq.wire import PAYLOAD_BYTES_MAX
@@ -37,7 +37,7 @@ from pilotq.wire import PAYLOAD_BYTES_MAX
 log = logging.getLogger(__name__)
 
 #: Tools the query process answers; their requests are passed on unopened.
-QUERIES = frozenset({"condor_q", "condor_history", "condor_status", "condor_version"})
+QUERIES = frozenset({"condor_q", "condor_history", "condor_status", "condor_version", "condor_who"})
 #: Of POST /v1/act.
 VERBS = frozenset({"cancel", "hold", "release", "suspend", "continue", "vacate"})
 REQUEST_BYTES_MAX = 64 << 20
@@ -171,18 +171,11 @@ class Api:
         }
 
     async def start(self, path: Path) -> None:
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 (a local directory)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # A path may be longer than a socket address: bind relative to its directory.
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-        try:
-            before = os.umask(0o177)
-            listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-            os.umask(before)
-        finally:
-            os.close(folder)
-        listener.listen(1024)
-        await self._server.start(listener)
+        await self._server.start(listen(path))
+
+    async def serve(self, peer: socket.socket, role: str, user: str) -> None:
+        """One connection of somebody whose key said who he is."""
+        await self._server.serve(peer, role, user)
 
     async def close(self) -> None:
         await self._server.close()
@@ -219,7 +212,7 @@ class Api:
     async def on_condor(self, http: HttpRequest) -> Answer:
         data = await http.read(REQUEST_BYTES_MAX)
         # Who he is says the socket, not he.
-        request = dataclasses.replace(read_request(data), user=account_name(http.uid), uid=http.uid)
+        request = dataclasses.replace(read_request(data), user=http.user or account_name(http.uid), uid=http.uid)
         if request.tool in REQUESTS and not may_ask(http.role, request.tool):
             return _line(403, f"{request.tool} is not for a {http.role}")
         if request.tool in QUERIES:

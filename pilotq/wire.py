@@ -160,6 +160,21 @@ class Data(_Message, frozen=True):
     missing: bool = False
 
 
+# ---- between gateway and master --------------------------------------------------------------------------------------
+
+
+class Flow(_Message, frozen=True):
+    """Bytes of a stream, in either direction: a connection to the API that comes over a link (`pilotq.tunnel`)."""
+
+    #: The gateway counts them; a number is used once.
+    stream: Annotated[int, Meta(ge=0, lt=1 << 62)]
+    data: bytes
+    #: Bytes of the other direction that were passed on, in all.
+    got: Annotated[int, Meta(ge=0)]
+    #: Nothing follows in this direction.
+    end: bool = False
+
+
 # ---- worker or foreman to the one above ------------------------------------------------------------------------
 
 
@@ -265,6 +280,7 @@ class Pull(_Message, frozen=True):
 
     token: Token
     name: str
+    #: Negative: so far from its end, or from its beginning when it is shorter.
     offset: int
     length: int = CHUNK_BYTES
 
@@ -349,7 +365,7 @@ ToWorker = (
     | Chunk
 )
 ToForeman = ForemanWelcome | ForemanRenew | Reject | Describe | Forget | Chunk | AskInventory
-Message = FromWorker | FromForeman | ToWorker | ToForeman
+Message = FromWorker | FromForeman | ToWorker | ToForeman | Flow
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

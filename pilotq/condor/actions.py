@@ -60,6 +60,7 @@ _FORCED = {
     "fast": _Words("vacate_fast", "fast-vacate", "fast-vacated", _BAD_FAST, _BAD_FAST),
 }
 TOOLS = frozenset(_WORDS)
+_WORDS["condor_transfer_data"] = _Words("find", "transfer data for", "", "", "")
 _TABLE: Table = {
     "constraint": (1, 1),
     "all": (1, 0),

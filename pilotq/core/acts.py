@@ -39,6 +39,7 @@ class Acts:
         self._verbs: dict[str, Callable[[t.Act, Cluster, int, Now], str]] = {
             "cancel": self._cancel,
             "drop": self._drop,
+            "find": lambda act, cluster, proc, now: "ok",
             "hold": self._hold,
             "release": self._release,
             "suspend": self._suspend,
