@@ -166,7 +166,7 @@ class Data(_Message, frozen=True):
 class Flow(_Message, frozen=True):
     """Bytes of a stream, in either direction: a connection to the API that comes over a link (`pilotq.tunnel`)."""
 
-    #: The gateway counts them; a number is used once.
+    #: The gateway counts them, and opens them in order; a number is used once.
     stream: Annotated[int, Meta(ge=0, lt=1 << 62)]
     data: bytes
     #: Bytes of the other direction that were passed on, in all.

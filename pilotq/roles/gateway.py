@@ -101,6 +101,8 @@ class Gateway:
 
         number = next(self._numbers)
         stream = self._streams[number] = Stream(number, self._send, self._forget)
+        # Opened in the order of the numbers, whoever is the first to say something.
+        self._send(wire.Flow(number, b"", 0))
         stream.start(connection())
 
     def _forget(self, number: int) -> None:
