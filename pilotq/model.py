@@ -120,6 +120,11 @@ ENDING = frozenset({Outcome.OK, Outcome.EXIT, Outcome.SIGNAL})
 BY_ORDER = frozenset({Outcome.CANCELLED, Outcome.EVICTED, Outcome.LOST})
 #: Outcomes behind which the next attempt in the slot begins unasked; the others may be the node's fault.
 HARMLESS = BY_ORDER | {Outcome.OK}
+#: Outcomes of tasks on a node that is a black hole, and how long such attempts take at most.
+_OF_BAD_NODES = frozenset(
+    {Outcome.EXIT, Outcome.SIGNAL, Outcome.STAGE_IN, Outcome.DISK, Outcome.REJECTED, Outcome.STAGE_OUT}
+)
+QUICK_S = 10.0
 
 
 class HoldCode(IntEnum):
@@ -300,6 +305,11 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     usage: Usage = Usage()
     outputs: Annotated[list[OutputFile], msgspec.Meta(max_length=OUTPUTS_MAX)] = []
 
+    @property
+    def is_quick_failure(self) -> bool:
+        """It failed at once and by itself: perhaps the node's fault."""
+        return self.outcome in _OF_BAD_NODES and self.usage.wall_s < QUICK_S
+
 
 class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What changes in the life of a task: the detail of its row in the store. Moments are wall clock."""
@@ -319,7 +329,7 @@ class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     worker: str = ""
     #: Sum over all attempts.
     wall_s: float = 0.0
-    #: Of the last attempt.
+    #: Of the last attempt that ended; while another is on a worker, its outcome is -1.
     usage: Usage = Usage()
     outcome: int = -1
     code: int = 0

@@ -129,6 +129,8 @@ class Result(_Message, frozen=True):
 
     tokens: Tokens
     ends: Annotated[list[Ended], _Items]
+    #: What ended well here began before tasks whose failure was told already: it says nothing about the node since.
+    row_stands: bool = False
 
 
 class Refuse(_Message, frozen=True):

@@ -16,10 +16,8 @@ from dataclasses import dataclass, field
 from pilotq.core.peers import Peers, Task, Worker
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now
-from pilotq.model import ON_WORKER, Ended, Outcome, State
+from pilotq.model import ON_WORKER, QUICK_S, Ended, Outcome, State
 
-#: A failure is quick when the attempt took less than this.
-QUICK_S = 10.0
 #: So many in a row at least, and no likelier than this.
 ROW_MIN, DOUBT = 3, math.log(0.01)
 #: Share of failures believed of tasks of which nothing is known elsewhere, with the weight of one result.
@@ -32,9 +30,6 @@ PAUSE_S, PAUSE_MAX_S = 10.0, 3600.0
 STEPS_MAX = 50
 #: Groups of tasks, and nodes, remembered.
 GROUPS_MAX, NODES_MAX = 10_000, 20_000
-_FAILURES = frozenset(
-    {Outcome.EXIT, Outcome.SIGNAL, Outcome.STAGE_IN, Outcome.DISK, Outcome.REJECTED, Outcome.STAGE_OUT}
-)
 
 #: Tasks that are alike: those of a cluster, or the single ones of an owner.
 Group = int | str
@@ -98,21 +93,21 @@ class Health:
         if node is not None and node.suspended:
             node.trying, node.tried_at = task, now.boot
 
-    def on_good(self, host: str, cluster: Cluster, count: int, now: Now) -> None:
-        """So many tasks ended well there."""
+    def on_good(self, host: str, cluster: Cluster, count: int, now: Now, *, row_stands: bool = False) -> None:
+        """So many tasks ended well there; `row_stands`: they began before the last failures did."""
         node = self.nodes.get(host)
-        if node is not None and node.row:
+        if node is not None and node.row and not row_stands:
             node.row.clear()
             self._lift(node, "a task ended well: well again", now)
         group = group_of(cluster)
         if type(group) is str or group in self._tried:
             self._count(group, host, 0, count)
 
-    def on_end(self, host: str, cluster: Cluster, proc: int, end: Ended, now: Now) -> None:
+    def on_end(self, host: str, cluster: Cluster, proc: int, end: Ended, now: Now, *, row_stands: bool = False) -> None:
         """An attempt ended there. One that took long, or that was ended by a person or a limit, says nothing."""
         if end.outcome == Outcome.OK:
-            self.on_good(host, cluster, 1, now)
-        elif end.outcome in _FAILURES and end.usage.wall_s < QUICK_S:
+            self.on_good(host, cluster, 1, now, row_stands=row_stands)
+        elif end.is_quick_failure:
             how = f"{end.outcome.name.lower()} {end.code}" if end.code else end.outcome.name.lower()
             self.on_bad(host, cluster, proc, end.reason or how, now)
 

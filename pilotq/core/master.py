@@ -5,6 +5,7 @@ Sessions of workers and foremen are in `sessions`, what a result means is in `re
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from pilotq.core.results import Results
 from pilotq.core.sessions import Sessions
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Turn
-from pilotq.model import ON_WORKER, State
+from pilotq.model import ON_WORKER, Outcome, State
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,19 @@ class Limits:
 class MasterCore(t.Core):
     """The deciding part of the master."""
 
-    def __init__(self, limits: Limits, evaluate: t.Evaluator, now: Now, queue: Queue | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        evaluate: t.Evaluator,
+        now: Now,
+        queue: Queue | None = None,
+        drains: Iterable[str] = (),
+    ) -> None:
+        #: `drains`: workers that an operator wanted to leave before this start.
         self.limits = limits
         self.queue = queue or Queue()
         self.peers = Peers()
+        self.peers.drains.update(dict.fromkeys(drains))
         self.health = Health(self.peers)
         self.matcher = Matcher(limits.contact_lost_s, self.peers, self.health)
         self.draining = False
@@ -78,7 +88,7 @@ class MasterCore(t.Core):
         self._reactions[type(event)](event, now)
 
     def settle(self, now: Now) -> Turn:
-        self._heed_health(now)
+        self.heed_health(now)
         self._match(now)
         return self._turn(now)
 
@@ -99,8 +109,8 @@ class MasterCore(t.Core):
             self.actions.append(t.Answer(event.reply, []))
             return
         owner = event.clusters[0].owner
-        known = self.queue.keys.get((owner, event.key)) if event.key else None
-        if known is not None:
+        known = self.queue.keys.get((owner, event.key), event.known) if event.key else None
+        if known:
             self.actions.append(t.Answer(event.reply, known))
             return
         refusal = self.refusal(sum(new.count for new in event.clusters))
@@ -168,7 +178,7 @@ class MasterCore(t.Core):
 
     # ---- inside
 
-    def _heed_health(self, now: Now) -> None:
+    def heed_health(self, now: Now) -> None:
         """Nodes that were suspended give back what they have not started; those that are well again take tasks."""
         health = self.health
         for host, text in health.news:
@@ -189,7 +199,8 @@ class MasterCore(t.Core):
         for cluster in self.queue.clusters.values():
             for proc, facts in cluster.facts.items():
                 state = cluster.state(proc)
-                if not facts.worker or state not in ON_WORKER | {State.HELD, State.IDLE}:
+                may_run = state in (State.HELD, State.IDLE) and facts.outcome != Outcome.LOST
+                if not facts.worker or not (may_run or state in ON_WORKER):
                     continue
                 worker = self.peers.know(facts.worker, facts.host, now.boot, self.limits.lease_s)
                 worker.hold(cluster.id, [proc], [cluster.attempts[proc]], cluster.needs)
@@ -218,7 +229,8 @@ class MasterCore(t.Core):
 
     def _turn(self, now: Now) -> Turn:
         queue = self.queue
-        records = queue.flush(now.wall)
+        records = [*queue.flush(now.wall), *self.peers.records]
+        self.peers.records = []
         if self._waits:
             self._answer_waits(records)
         actions, self.actions = self.actions, []

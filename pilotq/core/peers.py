@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilotq import wire
+from pilotq.core.records import DrainWanted
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Route
-from pilotq.model import Resources
+from pilotq.model import Outcome, Resources
 
 Task = tuple[int, int]
 
@@ -179,6 +180,11 @@ class Worker:
         """False when the present attempt of a task was given to another worker."""
         return cluster.facts_of(proc).worker in ("", self.name)
 
+    def has_lost(self, cluster: Cluster, proc: int) -> bool:
+        """Was the last attempt of an idle task given up because nothing was heard of this worker?"""
+        facts = cluster.facts_of(proc)
+        return facts.outcome == Outcome.LOST and facts.worker == self.name
+
     @property
     def tasks(self) -> list[Task]:
         """All that is lost when it is."""
@@ -242,12 +248,17 @@ class Peers:
 
     def __init__(self) -> None:
         self.workers: dict[str, Worker] = {}
-        self.routes: dict[Route, Worker] = {}
+        #: By peer of the socket, and session there.
+        self._routes: dict[bytes, dict[bytes, Worker]] = {}
         self.foremen: dict[bytes, Foreman] = {}
         #: Clusters a peer of the socket has the description of.
         self.told: dict[bytes, set[int]] = {}
         #: Names of workers that are over for good, the latest ones: a hello of theirs was long on its way.
         self.over: OrderedDict[str, None] = OrderedDict()
+        #: Names of workers that an operator wants to leave, the latest ones: one that is away is told when it comes.
+        self.drains: OrderedDict[str, None] = OrderedDict()
+        #: What the store is to remember of these; of this turn.
+        self.records: list[DrainWanted] = []
         #: Routes that were asked for an inventory lately, and when (boot clock).
         self.asked_at: dict[Route, float] = {}
 
@@ -256,37 +267,61 @@ class Peers:
         worker = self.workers.get(name)
         if worker is None:
             worker = self.workers[name] = Worker(name, host, heard_at=boot, lease_over_at=lease_end(boot, lease_s))
+            worker.drain_wanted = name in self.drains
         return worker
+
+    def find_at(self, route: Route) -> Worker | None:
+        """The worker that is reached this way."""
+        sessions = self._routes.get(route.peer)
+        return sessions.get(route.session) if sessions is not None else None
+
+    def drain(self, worker: Worker) -> None:
+        """It is to leave, whatever happens to it or to the master before."""
+        worker.drain_wanted = True
+        if worker.name not in self.drains:
+            self.drains[worker.name] = None
+            self.records.append(DrainWanted(worker.name, on=True))
+            if len(self.drains) > OVER_MAX:
+                self._end_drain(next(iter(self.drains)))
+
+    def _end_drain(self, name: str) -> None:
+        del self.drains[name]
+        self.records.append(DrainWanted(name, on=False))
 
     def connect(self, worker: Worker, route: Route) -> None:
         """From now on the worker is reached this way, and no other."""
         self.disconnect(worker)
-        other = self.routes.get(route)
+        other = self.find_at(route)
         if other is not None:
             other.route = None
             if other.is_empty:
                 # A session that says hello under one name after the other must not leave them all here.
                 self.workers.pop(other.name, None)
         worker.route = route
-        self.routes[route] = worker
+        self._routes.setdefault(route.peer, {})[route.session] = worker
         self.asked_at.pop(route, None)
 
     def disconnect(self, worker: Worker) -> None:
         route = worker.route
         if route is not None:
-            self.routes.pop(route, None)
+            sessions = self._routes.get(route.peer, {})
+            sessions.pop(route.session, None)
+            if not sessions:
+                self._routes.pop(route.peer, None)
             worker.route = None
             if not route.session:
                 self.told.pop(route.peer, None)
 
     def lose_peer(self, peer: bytes) -> list[Worker]:
-        """The socket's peer is gone: the workers that were reached through it."""
+        """The socket's peer is gone: the workers that were reached through it.
+
+        Cost: does not grow with those of other peers, as thousands may lose their way together.
+        """
         self.foremen.pop(peer, None)
         self.told.pop(peer, None)
-        lost = [worker for route, worker in self.routes.items() if route.peer == peer]
+        lost = list(self._routes.get(peer, {}).values())
         for worker in lost:
             self.disconnect(worker)
-        self.asked_at = {route: at for route, at in self.asked_at.items() if route.peer != peer}
         return lost
 
     def remove(self, worker: Worker, *, is_over: bool = False) -> None:
@@ -294,6 +329,8 @@ class Peers:
         self.disconnect(worker)
         self.workers.pop(worker.name, None)
         if is_over:
+            if worker.name in self.drains:
+                self._end_drain(worker.name)
             self.over[worker.name] = None
             if len(self.over) > OVER_MAX:
                 self.over.popitem(last=False)

@@ -48,8 +48,9 @@ class Queue:
         self.ready = Ready()
         self.next_cluster = next_cluster
         self.next_note = next_note
-        #: (owner, key) -> cluster ids of what was submitted with it.
+        #: (owner, key) -> cluster ids of what was submitted with it; False: of all of them.
         self.keys: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
+        self.has_forgotten_keys = False
         #: The attempts whose tasks end when a note is written; and those whose note could not be written.
         self.finals: dict[int, Token] = {}
         self.stuck: dict[int, Token] = {}
@@ -122,13 +123,13 @@ class Queue:
             self.keys[owner, key] = clusters
             if len(self.keys) > KEYS_MAX:
                 self.keys.popitem(last=False)
+                self.has_forgotten_keys = True
 
     def edit(self, cluster: Cluster, change: Edit) -> None:
         """Somebody changes an attribute of some tasks."""
         cluster.edit(change)
         add_edit(self._edited.setdefault(cluster.id, []), change)
-        if cluster.idle:
-            self.ready.add(cluster)
+        self.ready.add(cluster)
 
     # ---- the life of a task
 
@@ -142,7 +143,7 @@ class Queue:
         facts = dict.fromkeys(procs, fresh)
         for proc in procs if not known.keys().isdisjoint(procs) else ():
             if proc in known:
-                facts[proc] = _change(known[proc], worker=worker, host=host)
+                facts[proc] = _change(known[proc], worker=worker, host=host, outcome=-1)
         known.update(facts)
         self._changed.setdefault(cluster.id, {}).update(dict.fromkeys(procs))
         cluster.put_all(procs, State.ASSIGNED)
@@ -151,7 +152,7 @@ class Queue:
     def take_back(self, cluster: Cluster, proc: int, worker: str, host: str) -> None:
         """An idle task turns out to be held by a worker after all, by its latest attempt."""
         cluster.move(proc, State.ASSIGNED)
-        self.set_facts(cluster, proc, _change(cluster.facts_of(proc), worker=worker, host=host))
+        self.set_facts(cluster, proc, _change(cluster.facts_of(proc), worker=worker, host=host, outcome=-1))
 
     def start(self, cluster: Cluster, procs: list[int], wall: float) -> None:
         """These payloads run; tasks that were not just assigned are passed over."""
@@ -187,7 +188,7 @@ class Queue:
         """Its attempt is over without a completion: idle again.
 
         `lost` while it ran, perhaps by its own doing; `charged` when it was surely. `still_runs`: its worker was told
-        to end it, and has not said so; a restart must know that.
+        to end it, and has not said so; a restart must know that. Of a lost attempt the worker is kept: it may be back.
         """
         state, facts = cluster.state(proc), cluster.facts_of(proc)
         was_started = state in (State.RUNNING, State.SUSPENDED)
@@ -200,7 +201,7 @@ class Queue:
             usage=usage,
             outcome=int(end.outcome),
             reason=end.reason,
-            worker=facts.worker if still_runs else "",
+            worker=facts.worker if still_runs or end.outcome == Outcome.LOST else "",
             wall_s=facts.wall_s + usage.wall_s,
             losses=max(facts.losses, len(facts.lost_on)) + 1 if charged else facts.losses,
             lost_on=(*facts.lost_on, facts.host)[-8:] if lost else facts.lost_on,

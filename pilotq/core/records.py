@@ -96,4 +96,11 @@ class NotesDone(msgspec.Struct, frozen=True):
     ns: list[int]
 
 
-Record = ClusterAdded | Edited | TaskRows | TasksLeft | ClusterLeft | NotesAdded | NotesDone
+class DrainWanted(msgspec.Struct, frozen=True):
+    """An operator wants this worker to leave; or it is gone, and nobody need remember that."""
+
+    worker: str
+    on: bool
+
+
+Record = ClusterAdded | Edited | TaskRows | TasksLeft | ClusterLeft | NotesAdded | NotesDone | DrainWanted

@@ -48,15 +48,22 @@ class Results:
 
     def on_result(self, worker: Worker, message: wire.Result, now: Now) -> None:
         told = message.tokens[: len(message.ends)]
-        tokens, ends = self._take_plain(worker, told, message.ends, now)
-        acks = [token for token, end in zip(tokens, ends, strict=False) if self._judge(worker, token, end, now)]
+        stands = message.row_stands
+        tokens, ends = self._take_plain(worker, told, message.ends, stands, now)
+        acks = [token for token, end in zip(tokens, ends, strict=False) if self._judge(worker, token, end, stands, now)]
         if len(tokens) < len(told):
             acks += set(told).difference(tokens)
+        # The acknowledgement lets the worker go on: what it must give back it is told before.
+        self._master.heed_health(now)
         if acks and worker.route is not None:
             self._master.actions.append(t.Send(worker.route, wire.Ack(acks)))
+            unheard = [token for token in acks if token in worker.ending]
+            if unheard:
+                # It is asked again whether anything of these is left.
+                self._master.actions.append(t.Send(worker.route, wire.Kill(unheard)))
 
     def _take_plain(
-        self, worker: Worker, tokens: list[wire.Token], ends: list[Ended], now: Now
+        self, worker: Worker, tokens: list[wire.Token], ends: list[Ended], row_stands: bool, now: Now
     ) -> tuple[list[wire.Token], list[Ended]]:
         """Complete at once what needs no judging: the rest.
 
@@ -86,24 +93,30 @@ class Results:
                 other_ends.append(end)
         if plain:
             procs = list(plain)
-            self._note_health(worker, cluster, plain, now)
+            self._note_health(worker, cluster, plain, row_stands, now)
             worker.drop_all(number, procs, [token.attempt for token, _ in plain.values()])
             self._master.queue.complete_all(cluster, procs, [end for _, end in plain.values()], now.wall)
         return other_tokens, other_ends
 
     def _note_health(
-        self, worker: Worker, cluster: Cluster, plain: dict[int, tuple[wire.Token, Ended]], now: Now
+        self,
+        worker: Worker,
+        cluster: Cluster,
+        plain: dict[int, tuple[wire.Token, Ended]],
+        row_stands: bool,
+        now: Now,
     ) -> None:
         health = self._master.health
         bad = [(proc, end) for proc, (_, end) in plain.items() if end.outcome]
         if len(bad) < len(plain):
-            health.on_good(worker.node, cluster, len(plain) - len(bad), now)
+            health.on_good(worker.node, cluster, len(plain) - len(bad), now, row_stands=row_stands)
         for proc, end in bad:
             health.on_end(worker.node, cluster, proc, end, now)
 
-    def _judge(self, worker: Worker, token: wire.Token, end: Ended, now: Now) -> bool:
+    def _judge(self, worker: Worker, token: wire.Token, end: Ended, row_stands: bool, now: Now) -> bool:
         """Take one result; True when the worker may forget it."""
-        was_ending = self._master.sessions.on_ended(worker, token)
+        # Until it says `Killed` it may tell a result that was on its way again.
+        is_ending = token in worker.ending
         task = (token.cluster, token.proc)
         if worker.number(task) == token.attempt:
             worker.drop(task)
@@ -112,7 +125,7 @@ class Results:
             worker.pause_until = now.boot + PAUSE_S
         cluster = self._master.queue.clusters.get(token.cluster)
         is_large = end.outcome in ENDING and any(output.data is None for output in end.outputs)
-        if cluster is None or not cluster.has(token.proc) or (was_ending and is_large):
+        if cluster is None or not cluster.has(token.proc) or (is_ending and is_large):
             # Or its worker was told to end it and to forget it, and its outputs are gone.
             return True
         state, current = cluster.state(token.proc), cluster.attempts[token.proc]
@@ -121,14 +134,18 @@ class Results:
         if token.attempt == current and not worker.may_speak_for(cluster, token.proc):
             # It was given to another worker: not this one's to tell of.
             return True
-        is_over = token.attempt < current or state == State.IDLE
+        is_idle = state == State.IDLE and token.attempt == current
+        is_over = token.attempt < current or is_idle
         if is_over and (end.outcome not in ENDING or self._master.policy.judges_exits(cluster)):
             # Of no use; or judged before, and told again as the acknowledgement was lost.
             return True
+        if is_idle and not is_ending and not worker.has_lost(cluster, token.proc):
+            # Judged before as well.
+            return True
         if token not in self.collecting:
-            self._master.health.on_end(worker.node, cluster, token.proc, end, now)
+            self._master.health.on_end(worker.node, cluster, token.proc, end, now, row_stands=row_stands)
         if is_large:
-            if state == State.IDLE and token.attempt == current:
+            if is_idle:
                 # Not to be started again while its outputs come.
                 self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
             if token.attempt == current:
@@ -155,7 +172,9 @@ class Results:
         if worker.returned.get((token.cluster, token.proc)) == token.attempt:
             del worker.returned[token.cluster, token.proc]
         cluster = self._master.queue.clusters.get(token.cluster)
-        if cluster is not None and cluster.state(token.proc) in ON_WORKER | {State.IDLE}:
+        is_open = cluster is not None and cluster.state(token.proc) in ON_WORKER | {State.IDLE}
+        # The outputs of an earlier attempt that cannot be had do not matter to the present one.
+        if cluster is not None and is_open and (not event.reason or token.attempt == cluster.attempts[token.proc]):
             self._end(cluster, token, end, now)
         else:
             self._master.actions.append(t.Discard([token]))

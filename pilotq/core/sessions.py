@@ -69,7 +69,7 @@ class Sessions:
         if isinstance(message, wire.Hello):
             self.on_hello(route, key, message, now)
             return
-        worker = self._peers.routes.get(route)
+        worker = self._peers.find_at(route)
         if worker is None:
             if self._peers.may_ask(route, now.boot):
                 self._send(route, wire.AskInventory())
@@ -153,10 +153,13 @@ class Sessions:
                 kill.append(token)
                 worker.ending_too(token, cluster.needs if cluster is not None else Resources())
         for token in message.unacked:
-            # Its result follows: not to be started again before.
             cluster = clusters.get(token.cluster)
-            if cluster is None or token in worker.ending or worker.number((token.cluster, token.proc)):
+            if token in worker.ending:
+                kill.append(token)
                 continue
+            if cluster is None or worker.number((token.cluster, token.proc)):
+                continue
+            # Its result follows: not to be started again before.
             if not self._master.policy.judges_exits(cluster):
                 self._adopt(worker, cluster, token, now)
         for token in message.started:
@@ -183,11 +186,11 @@ class Sessions:
                 self._send(worker.route, wire.Suspend(tokens, on))
 
     def _adopt(self, worker: Worker, cluster: Cluster, token: wire.Token, now: Now) -> bool:
-        """Take a running attempt back that the master thought was over; one that another worker got is not its own."""
+        """Take an attempt back that the master thought was lost; one that another worker got is not its own."""
         if not cluster.has(token.proc) or cluster.attempts[token.proc] != token.attempt:
             return False
         state = cluster.state(token.proc)
-        if state == State.IDLE:
+        if state == State.IDLE and worker.has_lost(cluster, token.proc):
             self._master.queue.take_back(cluster, token.proc, worker.name, worker.host)
         elif state not in ON_WORKER or cluster.facts_of(token.proc).worker != worker.name:
             return False
@@ -355,7 +358,7 @@ class Sessions:
             self._send(event.route, wire.ForemanRenew(message.seq))
         elif isinstance(message, wire.Gone):
             for session in message.sessions:
-                worker = self._peers.routes.get(Route(peer, session))
+                worker = self._peers.find_at(Route(peer, session))
                 if worker is not None:
                     self._peers.disconnect(worker)
         elif isinstance(message, wire.Goodbye):
@@ -394,7 +397,7 @@ class Sessions:
     def on_worker_verb(self, event: t.WorkerVerb, now: Now) -> None:
         worker = self._peers.workers.get(event.worker)
         if worker is not None and event.verb == "drain":
-            worker.drain_wanted = True
+            self._peers.drain(worker)
             if worker.route is not None:
                 self._send(worker.route, wire.DrainPlease())
         elif worker is not None and event.verb == "resume":
@@ -405,11 +408,13 @@ class Sessions:
 
     def on_time(self, now: Now) -> None:
         """Leases that ended, foremen that fell silent."""
-        limits = self._master.limits
+        limits, boot = self._master.limits, now.boot
+        silent_since = boot - 4 * limits.contact_lost_s
+        # Of ten thousand the loop looks at little more than two numbers each.
         for worker in list(self._peers.workers.values()):
-            if now.boot >= worker.lease_over_at:
+            if boot >= worker.lease_over_at:
                 self._bury(worker, "no contact with its worker for the whole lease", now)
-            elif worker.is_empty and now.boot - worker.heard_at > 4 * limits.contact_lost_s:
+            elif worker.heard_at < silent_since and worker.is_empty:
                 self._peers.remove(worker)
                 self._master.actions.append(t.Tell("worker forgotten", {"worker": worker.name}))
         for foreman in list(self._peers.foremen.values()):

@@ -114,6 +114,8 @@ class Submit(Event, frozen=True):
     reply: int
     key: str
     clusters: list[NewCluster]
+    #: What the store has of this key, when the queue may have forgotten it.
+    known: list[int] = []
 
 
 class Act(Event, frozen=True):

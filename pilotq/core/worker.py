@@ -15,8 +15,8 @@ from pilotq import wire
 from pilotq.core import worker_turn as w
 from pilotq.core.turn import Core, Event, Now, Tell, Turn
 from pilotq.core.worker_session import Session
-from pilotq.core.worker_slots import Attempt, Slots
-from pilotq.model import Description, Ended, Outcome, Resources
+from pilotq.core.worker_slots import Attempt, Row, Slots
+from pilotq.model import HARMLESS, Description, Ended, Outcome, Resources
 
 #: An unacknowledged result is sent again after this.
 RESEND_S = 30.0
@@ -72,8 +72,9 @@ class WorkerCore(Core):
         self._bodies: dict[int, bytes] = {}
         self._needs: dict[int, Resources] = {}
         self._resend_at = float("inf")
-        #: True: too many tasks failed in a row, in this turn.
-        self._doubtful = False
+        self.row = Row()
+        #: Attempts that failed, and whose slots may not go on yet.
+        self._stopped: list[wire.Token] = []
         self._left = False
         #: What this turn has to do; filled by the session too.
         self.actions: list[Any] = []
@@ -162,6 +163,8 @@ class WorkerCore(Core):
             self.actions.append(Tell("an assignment cannot be understood", {"cluster": message.cluster}))
             return
         body, refused, reason = self._bodies.get(message.cluster), [], "full"
+        # It lay unread while this process stood still.
+        is_late = not self.session.has_lease(now)
         taken: list[wire.Token] = []
         deltas: list[bytes] = []
         for index, (proc, number) in enumerate(zip(message.procs, message.attempts, strict=False)):
@@ -170,9 +173,11 @@ class WorkerCore(Core):
                 continue
             if self.draining:
                 reason = "draining"
+            elif is_late:
+                reason = "its lease was over"
             elif body is None:
                 reason = "undescribed"
-            if self.draining or body is None or not self._has_room(self._needs[message.cluster]):
+            if self.draining or is_late or body is None or not self._has_room(self._needs[message.cluster]):
                 refused.append(token)
                 continue
             delta = message.deltas[index] if message.deltas else b""
@@ -204,9 +209,13 @@ class WorkerCore(Core):
                 self.slots.wait(attempt, now)
 
     def on_keepers(self, event: w.FromKeepers, now: Now) -> None:
-        for token, end in event.ended:
+        for token, end, began_at in event.ended:
+            if end.outcome not in HARMLESS:
+                self._stopped.append(token)
             attempt = self.attempts.get(token)
             if attempt is not None:
+                if not attempt.killed:
+                    self.row.note(token, end, began_at)
                 self._end(attempt, end, now)
         for token in event.started:
             attempt = self.attempts.get(token)
@@ -225,14 +234,16 @@ class WorkerCore(Core):
         """Its keeper gave it back before it was started."""
         if attempt.killed:
             self._end(attempt, Ended(Outcome.CANCELLED), now)
-        elif self.draining or self.slots.is_doubtful:
-            self._give_back([attempt], "draining" if self.draining else "full", now)
+        elif self.draining:
+            self._give_back([attempt], "draining", now)
         else:
             self.slots.leave(attempt, now)
             self.slots.wait(attempt, now)
 
     def _start_waiting(self, now: Now) -> None:
         slots = self.slots
+        self.actions += map(w.GoOn, self._stopped)
+        self._stopped.clear()
         self._give_back(slots.too_large(), "full", now)
         for attempt, before in slots.fill(now):
             token = attempt.token
@@ -250,10 +261,9 @@ class WorkerCore(Core):
         if attempt.killed:
             self._new_killed.append(token)
             return
-        if end.outcome == Outcome.OK:
+        # One that fails may be quicker than others, not slower.
+        if end.outcome == Outcome.OK or end.usage.wall_s > self.slots.mean_task_s:
             self.slots.note_task_s(end.usage.wall_s)
-        elif self.slots.note_failure():
-            self._doubtful = True
         self.results[token] = end
         self._resend_at = min(self._resend_at, now.boot + RESEND_S)
         self._new_results[token] = end
@@ -295,16 +305,22 @@ class WorkerCore(Core):
         for token, end in results.items():
             own = sum(len(output.data or b"") + len(output.name) for output in end.outputs)
             if tokens and (size + own > RESULT_BYTES or len(tokens) >= RESULT_TASKS_MAX):
-                self._say(wire.Result(tokens, ends))
+                self._say_result(tokens, ends)
                 tokens, ends, size = [], [], 0
             tokens.append(token)
             ends.append(end)
             size += own
         if tokens:
-            self._say(wire.Result(tokens, ends))
+            self._say_result(tokens, ends)
+
+    def _say_result(self, tokens: list[wire.Token], ends: list[Ended]) -> None:
+        row_stands = self.row.length > sum(end.is_quick_failure for end in ends) if self.row.length else False
+        self._say(wire.Result(tokens, ends, row_stands))
 
     def on_ack(self, message: wire.Ack, now: Now) -> None:
         known = [token for token in message.tokens if self.results.pop(token, None) is not None]
+        for token in known:
+            self.row.judged(token)
         if known:
             self.actions.append(w.Discard(known))
         if not self.results:
@@ -322,6 +338,7 @@ class WorkerCore(Core):
             if attempt is None:
                 if self.results.pop(token, None) is not None:
                     self._new_results.pop(token, None)
+                    self.row.judged(token)
                     self.actions.append(w.Discard([token]))
                 gone.append(token)
                 continue
@@ -406,14 +423,9 @@ class WorkerCore(Core):
 
     def _after(self, now: Now) -> None:
         """What follows from any event: starts, a changed offer, the end."""
-        if not self._doubtful:
+        if not self.row.must_wait:
             self._start_waiting(now)
         self._tell_news()
-        if self._doubtful:
-            # What is held ahead may do better elsewhere; the results are told before, so that it does not come back.
-            self._doubtful = False
-            self._give_back(self.slots.all_waiting, "full", now)
-            self._take_back(list(self.attempts.values()))
         self.session.tell_offer(now)
         if (self.draining or self.capacity.cpus <= 0) and not self.attempts and not self._left:
             if self.capacity.cpus <= 0 and not self.draining:

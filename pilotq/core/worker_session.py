@@ -32,7 +32,9 @@ class Session:
         self.generation = 0
         self.welcomed = self._was_welcomed = False
         self._lease_s, self._beat_s, self._spread_s = 2400.0, 5.0, 0.0
-        self._lease_over_at = _NEVER
+        #: Boot clock: when the last lease it had is over; it is watched until then.
+        self._lease_over_at = -_NEVER
+        self._lease_watched = False
         self._seq = 0
         self._sent_at: dict[int, float] = {}
         self._beat_at = _NEVER
@@ -42,11 +44,16 @@ class Session:
         self._told_offer: wire.Offer | None = None
 
     def next_wakeup(self) -> float:
-        return min(self._beat_at, self._retry_at, self._lease_over_at)
+        lease_over_at = self._lease_over_at if self._lease_watched else _NEVER
+        return min(self._beat_at, self._retry_at, lease_over_at)
+
+    def has_lease(self, now: Now) -> bool:
+        """False: what it was given may be somebody else's by now."""
+        return now.boot < self._lease_over_at
 
     def on_time(self, now: Now) -> None:
-        if now.boot >= self._lease_over_at:
-            self._lease_over_at = _NEVER
+        if self._lease_watched and not self.has_lease(now):
+            self._lease_watched = False
             self._tell("no contact with the master for the whole lease, ending all tasks")
             self._worker.give_up(now)
         if now.boot >= self._beat_at:
@@ -118,7 +125,7 @@ class Session:
         self.welcomed, self._tries = True, 0
         self._lease_s, self._beat_s, self._spread_s = message.lease_s, message.beat_s, message.spread_s
         self._retry_at = _NEVER
-        self._lease_over_at = self._hello_at + self._lease_s
+        self._lease_over_at, self._lease_watched = self._hello_at + self._lease_s, True
         self._sent_at.clear()
         self._beat_at = now.boot + self._beat_s
         self._worker.on_kill(wire.Kill(message.kill), now)
@@ -146,7 +153,7 @@ class Session:
         sent_at = self._sent_at.pop(message.seq, None)
         if sent_at is None:
             return
-        self._lease_over_at = max(self._lease_over_at, sent_at + self._lease_s)
+        self._lease_over_at, self._lease_watched = max(self._lease_over_at, sent_at + self._lease_s), True
         for seq in [seq for seq in self._sent_at if seq < message.seq]:
             del self._sent_at[seq]
 

@@ -2,7 +2,8 @@
 
 A slot is the room that an attempt holds. While tasks are short, attempts with the same needs are given to the keeper
 ahead and follow each other in a slot without asking the worker. When another slot is free and nothing else waits, what
-follows somewhere is taken back, so that nothing stays behind a long task.
+follows somewhere is taken back, so that nothing stays behind a long task. Behind one that failed the slot waits for the
+worker's word.
 """
 
 from __future__ import annotations
@@ -15,20 +16,17 @@ import msgspec
 
 from pilotq import wire
 from pilotq.core.turn import Now
-from pilotq.model import Resources
+from pilotq.model import Ended, Outcome, Resources
 
 #: A task that does not fit lets smaller ones pass for this long; then they wait until it does.
 PASSED_S = 30.0
 #: So much work, and so many attempts, may follow in a slot.
 FOLLOW_S = 0.25
 FOLLOWERS_MAX = 200
-#: A failure halves how many may follow, a task that ends well adds this: about half as many follow as
-#: end well in a row.
-MORE = 0.5
 #: What counts as the time of a task when nothing is known, at most.
 LONG_TASK_S = 10.0
-#: After so many failures in a row a worker may be a black hole.
-FAILED_MAX = 3
+#: So many quick failures in a row, and the node may be a black hole.
+ROW_MAX = 3
 #: A slot whose attempt runs for longer than this gets no more to follow.
 STUCK_S = 0.2
 
@@ -78,6 +76,39 @@ class Attempt:
         return self.phase in ("staging", "waiting")
 
 
+class Row:
+    """Quick failures since the last task that ended well and began after them.
+
+    When the row is long nothing begins until the master has judged all of it: so a node that turned bad fails at most
+    `ROW_MAX` - 1 tasks, and one in each slot, before the master decides, however late it hears of them.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        #: When the one of them that began last did.
+        self._began_at = 0.0
+        #: Those whose result was not acknowledged.
+        self._unjudged: set[wire.Token] = set()
+
+    @property
+    def must_wait(self) -> bool:
+        """Is the master to judge before anything else begins?"""
+        return self.length >= ROW_MAX and bool(self._unjudged)
+
+    def note(self, token: wire.Token, end: Ended, began_at: float) -> None:
+        """An attempt ended. Those of other keepers may be told late: they say nothing about what began after them."""
+        if end.is_quick_failure:
+            self.length += 1
+            self._began_at = max(self._began_at, began_at)
+            self._unjudged.add(token)
+        elif end.outcome == Outcome.OK and began_at > self._began_at:
+            self.length = 0
+            self._unjudged.clear()
+
+    def judged(self, token: wire.Token) -> None:
+        self._unjudged.discard(token)
+
+
 class Slots:
     """Room, attempts that wait for it, and attempts that have it."""
 
@@ -90,10 +121,6 @@ class Slots:
         self.waiting = 0
         #: Of the tasks that ended last.
         self.mean_task_s = 1e9
-        #: Of the tasks that ended last, in a row.
-        self._failed = 0
-        #: What follows one that fails comes back: so many may follow in a slot, as tasks failed lately.
-        self._follow = float(FOLLOWERS_MAX)
         self._single_task = single_task
         self._queues: dict[Resources, OrderedDict[wire.Token, Attempt]] = {}
         self._number = 0
@@ -184,7 +211,7 @@ class Slots:
 
     def _open_slot(self, needs: Resources, now: Now) -> Slot | None:
         """Where one more attempt may follow: each of the slots that moved in turn."""
-        most = 0 if self._single_task else int(min(self._follow, FOLLOW_S / max(self.mean_task_s, 1e-3)))
+        most = 0 if self._single_task else int(min(FOLLOWERS_MAX, FOLLOW_S / max(self.mean_task_s, 1e-3)))
         for _ in range(len(self._open)):
             slot = self._open.popleft()
             if slot.takes_more(most) and now.boot - slot.moved_at < STUCK_S:
@@ -226,8 +253,6 @@ class Slots:
                 self.idle_since += [now.boot] * slot.needs.cpus
             return True
         if was_first:
-            if slot.line[0].phase == "next":
-                slot.line[0].phase = "starting"
             self._moved(slot, now)
         return False
 
@@ -250,28 +275,8 @@ class Slots:
         return asked
 
     def note_task_s(self, wall_s: float) -> None:
-        """A task that ended well took so long."""
+        """A task took so long."""
         self.mean_task_s = 0.8 * min(self.mean_task_s, LONG_TASK_S) + 0.2 * wall_s
-        self._failed = 0
-        self._follow = min(FOLLOWERS_MAX, self._follow + MORE)
-
-    def note_failure(self) -> bool:
-        """A task failed; True when that is one too many in a row: nothing is held ahead until tasks end well again."""
-        self._failed += 1
-        self._follow = max(1.0, self._follow / 2)
-        if self._failed != FAILED_MAX:
-            return False
-        self.mean_task_s = LONG_TASK_S
-        return True
-
-    @property
-    def is_doubtful(self) -> bool:
-        """Did too many fail since the last one that ended well?"""
-        return self._failed >= FAILED_MAX
-
-    @property
-    def all_waiting(self) -> list[Attempt]:
-        return [attempt for queue in self._queues.values() for attempt in queue.values()]
 
     # ---- close
 

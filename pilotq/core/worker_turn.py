@@ -26,7 +26,8 @@ class FromKeepers(Event, frozen=True):
     """What keepers said: of ended attempts nothing runs any more; returned ones were not started."""
 
     started: Sequence[wire.Token] = ()
-    ended: Sequence[tuple[wire.Token, Ended]] = ()
+    #: With the moment it began, on a clock of the keepers.
+    ended: Sequence[tuple[wire.Token, Ended, float]] = ()
     returned: Sequence[wire.Token] = ()
 
 
@@ -86,6 +87,12 @@ class Launch(Action, frozen=True):
 
 class TakeBack(Action, frozen=True):
     """Take an attempt back from its keeper when it still waits there."""
+
+    token: wire.Token
+
+
+class GoOn(Action, frozen=True):
+    """What follows an attempt that failed may begin."""
 
     token: wire.Token
 

@@ -78,8 +78,6 @@ class Attempt:
     discarded = False
     #: It was reported; timers that name it are void.
     over = False
-    #: It ended in a way that may be the node's fault.
-    has_failed = False
     #: Looks in a row that found nothing of it.
     clean_looks = 0
     #: The control group it has of its own; why that is of no use.

@@ -20,7 +20,7 @@ from pilotq.keeper import talk
 from pilotq.keeper.attempt import attempt_name
 from pilotq.keeper.family import Scan, children_file, kill_group
 from pilotq.keeper.limits import Bounds
-from pilotq.model import Ended, Outcome
+from pilotq.model import HARMLESS, Ended, Outcome
 from pilotq.sandbox import marks, remove
 from pilotq.sandbox.groups import Group
 from pilotq.sandbox.marks import KEEPER
@@ -92,7 +92,8 @@ class Keepers:
         self._closing = False
         self._empty = asyncio.Event()
         self._dirty: set[_Keeper] = set()
-        self._dead_ends = talk.DeadEnds()
+        #: Where attempts were that failed, until their slots may go on.
+        self._stopped: dict[Token, _Keeper] = {}
 
     @property
     def pids(self) -> list[int]:
@@ -134,18 +135,12 @@ class Keepers:
     ) -> None:
         """Run an attempt in a keeper, at once or when the one before it in its slot ended well.
 
-        Events: `Launched` when its payload runs for a while, `Exited` when nothing of it is left; or `Returned` when it
-        was not started, as the one before it failed.
+        When that one fails it waits for `go_on`. Events: `Launched` when its payload runs for a while, `Exited` when
+        nothing of it is left.
         """
         if token in self._home:
             return
-        if after in self._dead_ends:
-            # The core was not told yet.
-            given_back: list[Event] = [talk.Returned(token)]
-            asyncio.get_running_loop().call_soon(self._on_events, given_back)
-            return
-        self._dead_ends.forget(token)
-        keeper = self._home.get(after) if after else None
+        keeper = self._home.get(after) or self._stopped.get(after) if after else None
         if keeper is None:
             after, keeper = None, min(self._keepers, key=_Keeper.load)
         keeper.tokens[token] = after
@@ -158,6 +153,12 @@ class Keepers:
         keeper = self._home.get(token)
         if keeper:
             self._put(keeper, talk.Return(token))
+
+    def go_on(self, token: Token) -> None:
+        """What waits for this attempt, which failed, may begin."""
+        keeper = self._stopped.pop(token, None)
+        if keeper:
+            self._put(keeper, talk.GoOn(token))
 
     def end(self, token: Token, outcome: Outcome, grace_s: float | None = None) -> None:
         """End an attempt so that it is reported with this outcome; without a grace: that of its description.
@@ -304,8 +305,9 @@ class Keepers:
                 continue
             if not isinstance(event, talk.Launched):
                 keeper.deaths = 0
-                self._dead_ends.note(event)
                 self._over(keeper, event.token, isinstance(event, talk.Exited) and event.kept)
+            if isinstance(event, talk.Exited) and event.ended.outcome not in HARMLESS:
+                self._stopped[event.token] = keeper
             told.append(event)
         if told:
             self._on_events(told)
@@ -390,7 +392,7 @@ class Keepers:
         told: list[Event] = []
         for token, after in list(keeper.tokens.items()):
             if token not in unsent:
-                outcome = Outcome.EVICTED if after in keeper.tokens else Outcome.LOST
+                outcome = Outcome.EVICTED if after in keeper.tokens or after in self._stopped else Outcome.LOST
                 told.append(talk.Exited(token, Ended(outcome, 0, reason)))
         for event in told:
             self._over(keeper, event.token, False)

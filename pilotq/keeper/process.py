@@ -4,8 +4,8 @@ One turn of the loop: orders and children that ended -> timers and chores -> a l
 events to the worker. When the worker is gone everything is killed and the keeper leaves.
 
 An attempt may come while the one before it in its slot still runs. It waits, and begins the moment that one is over, so
-that a slot does not wait for messages. Behind one that failed nothing begins: all that waits for it is given back, as
-the node may have turned bad.
+that a slot does not wait for messages. Behind one that failed nothing begins until the worker says so, as the node
+may have turned bad.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Keeper:
         self._attempts: dict[Token, Attempt] = {}
         #: How many of them wait for the one before them.
         self._waiting = 0
-        self._dead_ends = talk.DeadEnds()
+        #: Those that failed, until the worker lets the slot go on.
+        self._stopped: dict[Token, Attempt] = {}
         self._clearing: set[Attempt] = set()
         self._look_at = 0.0
         self._agenda = Agenda(self._on_failure)
@@ -130,6 +131,9 @@ class Keeper:
         if isinstance(order, talk.Launch):
             self._on_launch(order)
             return
+        if isinstance(order, talk.GoOn):
+            self._go_on(order.token)
+            return
         attempt = self._attempts.get(order.token)
         if isinstance(order, talk.Discard):
             if attempt:
@@ -144,17 +148,13 @@ class Keeper:
             self._suspend(attempt, order.on)
         elif attempt.stage == Stage.WAITING:
             self._let_go(attempt)
-            self._say_returned(attempt.token)
+            self._pipe.put(talk.Returned(attempt.token))
 
     def _on_launch(self, launch: talk.Launch) -> None:
         if launch.token in self._attempts:
             return
-        if launch.after in self._dead_ends:
-            self._say_returned(launch.token)
-            return
-        self._dead_ends.forget(launch.token)
         attempt = self._attempts[launch.token] = Attempt(launch)
-        before = self._attempts.get(launch.after) if launch.after else None
+        before = self._attempts.get(launch.after) or self._stopped.get(launch.after) if launch.after else None
         if before is None:
             self._begin(attempt)
         else:
@@ -176,29 +176,21 @@ class Keeper:
             self._waiting -= 1
             before.followers.remove(attempt)
         for follower in followers:
-            if before is not None:
-                self._queue(follower, before)
-            elif attempt.has_failed:
-                self._give_back(follower)
+            if before is None:
+                self._begin_next(follower)
             else:
-                self._waiting -= 1
-                follower.before = None
-                self._begin(follower)
+                self._queue(follower, before)
 
-    def _give_back(self, follower: Attempt) -> None:
-        """It, and all that waits for it, is not started: the one before it failed."""
-        line = [follower]
-        for attempt in line:
-            line += attempt.followers
-            attempt.over = True
-            self._waiting -= 1
-            del self._attempts[attempt.token]
-            self._say_returned(attempt.token)
+    def _go_on(self, token: Token) -> None:
+        """What waited for one that failed begins."""
+        stopped = self._stopped.pop(token, None)
+        for follower in stopped.followers if stopped else ():
+            self._begin_next(follower)
 
-    def _say_returned(self, token: Token) -> None:
-        returned = talk.Returned(token)
-        self._dead_ends.note(returned)
-        self._pipe.put(returned)
+    def _begin_next(self, follower: Attempt) -> None:
+        self._waiting -= 1
+        follower.before = None
+        self._begin(follower)
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.stage = Stage.STAGING
@@ -385,19 +377,20 @@ class Keeper:
             return
         ended = attempt.result(found)
         kept = not attempt.discarded and any(output.data is None for output in ended.outputs)
-        exited = talk.Exited(attempt.token, ended, kept)
-        self._report.ended(exited, time.monotonic())
-        attempt.has_failed = attempt.stage > Stage.WAITING and ended.outcome not in HARMLESS
-        if attempt.has_failed:
-            self._dead_ends.note(exited)
-            self._report.tell_ends()
+        now = time.monotonic()
+        self._report.ended(talk.Exited(attempt.token, ended, kept, attempt.started_at or now), now)
         if attempt.env:
             # It had begun.
             self._family.forget(attempt)
             self._limits.over(attempt)
             if not kept:
                 self._scratch.leave(attempt, found)
-        self._let_go(attempt)
+        if attempt.stage == Stage.WAITING or ended.outcome in HARMLESS:
+            self._let_go(attempt)
+            return
+        self._report.tell_ends()
+        attempt.over = True
+        self._stopped[attempt.token] = self._attempts.pop(attempt.token)
 
 
 def main(argv: list[str]) -> None:

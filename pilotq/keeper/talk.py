@@ -8,14 +8,13 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from pilotq.model import HARMLESS, Ended, Outcome
+from pilotq.model import Ended, Outcome
 from pilotq.wire import Token
 
 _LENGTH = struct.Struct("<I")
 _ROOM = bytes(_LENGTH.size)
 #: Bytes taken from the socket at once, about what it holds.
 _CHUNK = 1 << 18
-_DEAD_ENDS_MAX = 10_000
 #: A description, a delta, small files: far below this. Who says more is not to be believed.
 MESSAGE_BYTES_MAX = 64 << 20
 
@@ -70,6 +69,12 @@ class Return(_Message, frozen=True):
     token: Token
 
 
+class GoOn(_Message, frozen=True):
+    """What waits for this one, which failed, may begin."""
+
+    token: Token
+
+
 class Discard(_Message, frozen=True):
     """Remove the sandbox; as soon as it ended when it has not."""
 
@@ -98,6 +103,8 @@ class Exited(_Message, frozen=True):
     ended: Ended
     #: Its sandbox has outputs that must be pulled, and stays until `Discard`; else it is gone.
     kept: bool = False
+    #: CLOCK_MONOTONIC: when its payload was started, or failed to.
+    began_at: float = 0.0
 
 
 class Returned(_Message, frozen=True):
@@ -106,29 +113,7 @@ class Returned(_Message, frozen=True):
     token: Token
 
 
-class DeadEnds:
-    """Attempts that failed or were given back, of late: what is to follow them may be on its way, and is given back."""
-
-    def __init__(self) -> None:
-        self._tokens: dict[Token, None] = {}
-
-    def __contains__(self, token: Token | None) -> bool:
-        return token in self._tokens
-
-    def note(self, event: Exited | Returned) -> None:
-        """Is nothing to begin behind this one unasked?"""
-        if isinstance(event, Exited) and event.ended.outcome in HARMLESS:
-            return
-        if len(self._tokens) >= _DEAD_ENDS_MAX:
-            del self._tokens[next(iter(self._tokens))]
-        self._tokens[event.token] = None
-
-    def forget(self, token: Token) -> None:
-        """It comes again."""
-        self._tokens.pop(token, None)
-
-
-Order = Launch | End | Suspend | Return | Discard
+Order = Launch | End | Suspend | Return | GoOn | Discard
 Event = Ready | Launched | Exited | Returned
 orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)

@@ -72,9 +72,10 @@ class Master:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         settings, performer = self.settings, self.performer
-        queue = restore(self.store.load(), self.store, read_clocks().wall)
+        loaded = self.store.load()
+        queue = restore(loaded, self.store, read_clocks().wall)
         _spare_gc()
-        self.core = MasterCore(_limits(settings), performer.evaluate, read_clocks(), queue)
+        self.core = MasterCore(_limits(settings), performer.evaluate, read_clocks(), queue, loaded.drains)
         self.engine = performer.engine = Engine(
             self.core,
             performer.perform,
@@ -123,13 +124,18 @@ class Master:
         stack.callback(run_file.unlink, missing_ok=True)
         put(t.Tick())
         performer.scribe.wake(queue.next_note - 1)
+        self._report(stack, office)
+        notify("READY=1")
+        tell("master", "serving", {"port": self.port, "state": str(self.state), "pid": os.getpid()})
+
+    def _report(self, stack: AsyncExitStack, office: Office) -> None:
+        """To the catalog, if there is one."""
+        settings = self.settings
         if settings.catalog_host:
             report = functools.partial(office.report, settings.catalog_project)
             catalog = Catalog(settings.catalog_host, settings.catalog_port, report)
             catalog.start()
             stack.push_async_callback(catalog.close)
-        notify("READY=1")
-        tell("master", "serving", {"port": self.port, "state": str(self.state), "pid": os.getpid()})
 
     def _on_lost(self, peer: bytes) -> None:
         self.performer.tunnels.on_peer_lost(peer)

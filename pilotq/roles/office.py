@@ -82,8 +82,11 @@ class Office:
         lack = self._lack_of_space(size)
         if lack and not self.is_known(clusters[0].owner, key):
             return lack
+        known: list[int] = []
+        if key and self.core.queue.has_forgotten_keys and not self.is_known(clusters[0].owner, key):
+            known = await self.engine.call(self.performer.store.find_key, clusters[0].owner, key)
         number, future = self._reply()
-        self.engine.put(t.Submit(number, key, clusters))
+        self.engine.put(t.Submit(number, key, clusters, known))
         answer: list[int] | str = await future
         return answer
 

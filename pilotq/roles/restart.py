@@ -10,7 +10,7 @@ import msgspec
 from pilotq.core.queue import Queue
 from pilotq.core.tasks import Cluster
 from pilotq.model import HoldCode, Resources, State
-from pilotq.store import LiveCluster, Loaded, Store, StoreDamaged
+from pilotq.store import ENDED_KEYS_MAX, LiveCluster, Loaded, Store, StoreDamaged
 from pilotq.wire import Token
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,12 @@ def restore(loaded: Loaded, store: Store, wall: float) -> Queue:
     named = loaded.ended_keys + [(live.owner, live.key, live.cluster) for live in loaded.clusters if live.key]
     keys: dict[tuple[str, str], dict[int, int]] = {}
     for owner, name, number in sorted(named, key=itemgetter(2)):
-        key, _, index = name.partition("/")
-        keys.setdefault((owner, key), {})[int(index or 0)] = number
+        key, slash, index = name.rpartition("/")
+        keys.setdefault((owner, key if slash else name), {})[int(index) if slash else 0] = number
     for live in loaded.clusters:
         cluster = _cluster(live, store)
         queue.clusters[cluster.id] = cluster
+    queue.has_forgotten_keys = len(loaded.ended_keys) >= ENDED_KEYS_MAX
     for (owner, key), numbers in keys.items():
         queue.remember_key(owner, key, [numbers[index] for index in sorted(numbers)])
     waiting: dict[int, set[int]] = {}

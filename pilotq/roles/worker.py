@@ -179,7 +179,7 @@ class Worker:
         started, ended, returned = [], [], []
         for event in events:
             if isinstance(event, talk.Exited):
-                ended.append((event.token, event.ended))
+                ended.append((event.token, event.ended, event.began_at))
                 self.stager.forget(event.token)
             elif isinstance(event, talk.Launched):
                 started.append(event.token)
@@ -265,6 +265,7 @@ class Worker:
         w.Stage: lambda self, action: self.stager.stage(action.tokens, action.body, action.deltas, action.inline),
         w.Launch: _launch,
         w.TakeBack: lambda self, action: self.keepers.take_back(action.token),
+        w.GoOn: lambda self, action: self.keepers.go_on(action.token),
         w.End: lambda self, action: self.keepers.end(action.token, action.outcome, 0 if action.fast else None),
         w.Suspend: lambda self, action: self.keepers.suspend(action.token, action.on),
         w.Discard: _discard,

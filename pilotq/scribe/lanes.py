@@ -41,14 +41,14 @@ class _State(Enum):
     BUSY = auto()
     #: After something that may pass by itself.
     ASLEEP = auto()
-    #: After something that will not: until something new comes, or `wake`.
+    #: After something that will not: until something new comes, `wake`, or its user mended it and said nothing.
     BLOCKED = auto()
 
 
 class Lane:
     """Items in the order they must be written."""
 
-    __slots__ = ("busy_since", "delay_s", "failing_since", "is_stuck", "items", "key", "state")
+    __slots__ = ("busy_since", "delay_s", "failing_since", "is_stuck", "items", "key", "state", "wake_at")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -57,6 +57,8 @@ class Lane:
         self.busy_since = 0.0
         self.is_stuck = False
         self.delay_s = 0.0
+        #: Monotonic: when one that was put aside is tried again.
+        self.wake_at = 0.0
         #: Monotonic; None: it is well.
         self.failing_since: float | None = None
 
@@ -137,7 +139,7 @@ class Lanes:
     ) -> list[Item]:
         """Give a lane back: of the items taken, `rest` stays.
 
-        `again`: None at once, True later by itself, False when woken; then all items of the lane are returned.
+        `again`: None at once, True soon, False when woken or after a while; then all items of the lane are returned.
         `is_well`: False keeps the time since when the lane has been failing.
         """
         with self._condition:
@@ -168,10 +170,10 @@ class Lanes:
         if lane.failing_since is None:
             lane.failing_since = now
         lane.state = _State.ASLEEP if again else _State.BLOCKED
-        if again:
-            lane.delay_s = min(max(RETRY_S, 2 * lane.delay_s), RETRY_S_MAX)
-            heapq.heappush(self._asleep, (now + lane.delay_s, lane.key))
-            self._condition.notify()
+        lane.delay_s = min(max(RETRY_S, 2 * lane.delay_s), RETRY_S_MAX) if again else RETRY_S_MAX
+        lane.wake_at = now + lane.delay_s
+        heapq.heappush(self._asleep, (lane.wake_at, lane.key))
+        self._condition.notify()
 
     def watch(self) -> tuple[bool, list[str]]:
         """True when another thread would help; and the lanes whose writing does not come to an end, told once."""
@@ -201,5 +203,5 @@ class Lanes:
         while self._asleep and self._asleep[0][0] <= now:
             _, key = heapq.heappop(self._asleep)
             lane = self._lanes.get(key)
-            if lane is not None and lane.state is _State.ASLEEP:
+            if lane is not None and lane.state in (_State.ASLEEP, _State.BLOCKED) and lane.wake_at <= now:
                 self._make_ready(lane)

@@ -20,6 +20,8 @@ from pilotq.model import Edit, Facts, State
 
 #: Keys of ended clusters that a restart brings back: far more than are submitted while a client still asks.
 ENDED_KEYS_MAX = 10_000
+#: In the table `meta`, before the name of a worker that is to leave.
+DRAIN = "drain "
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -90,8 +92,11 @@ class Loaded(msgspec.Struct, gc=False):
     #: By id.
     clusters: list[LiveCluster]
     finals: list[Final]
-    #: (owner, key, cluster) of clusters that left lately: their client may not have had its answer.
+    #: (owner, key, cluster) of clusters that left lately, `ENDED_KEYS_MAX` at most: their client may not have had its
+    #: answer. `find_key` knows the others.
     ended_keys: list[tuple[str, str, int]]
+    #: Names of workers that an operator wants to leave.
+    drains: list[str]
     #: Sentences about damage that belongs to no known task.
     damage: list[str]
 
@@ -117,6 +122,9 @@ class Store(Protocol):
 
     def commit(self, records: list[Record]) -> None:
         """Write all records, in order, in one transaction."""
+
+    def find_key(self, owner: str, key: str) -> list[int]:
+        """The clusters that were ever submitted with this key, in their order; none: it is new."""
 
     def description(self, cluster: int) -> bytes: ...
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pilotq.model import Edit, State
-from pilotq.store import ENDED_KEYS_MAX, Final, LiveCluster, Loaded, checksum, is_sound, outbox
+from pilotq.store import DRAIN, ENDED_KEYS_MAX, Final, LiveCluster, Loaded, checksum, is_sound, outbox
 from pilotq.store.blocks import LEFT, SPAN, Ledger, LeftTwiceError, procs_of, read_body
 from pilotq.store.scanning import DamageError, Scan, flipped, lenient
 
@@ -111,6 +111,7 @@ class Loading:
                 "select owner, key, cluster from cluster where live = 0 and key <> '' order by cluster desc limit ?",
                 (ENDED_KEYS_MAX,),
             ).fetchall(),
+            drains=[name.removeprefix(DRAIN) for name in meta if isinstance(name, str) and name.startswith(DRAIN)],
             damage=self.damage,
         )
 

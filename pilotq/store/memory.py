@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pilotq.core.records import (
     ClusterAdded,
     ClusterLeft,
+    DrainWanted,
     Edited,
     Note,
     NotesAdded,
@@ -43,6 +44,7 @@ class MemoryStore:
         #: In the order they left.
         self.history: dict[tuple[int, int], Row] = {}
         self.outbox: dict[int, Note] = {}
+        self.drains: dict[str, None] = {}
         self.epoch = 0
         #: True: the disk is full until the ballast is released.
         self.is_full = False
@@ -79,6 +81,9 @@ class MemoryStore:
                 case NotesDone():
                     for n in record.ns:
                         self.outbox.pop(n, None)
+                case DrainWanted(name, on):
+                    self.drains.pop(name, None)
+                    self.drains.update({name: None} if on else {})
 
     def load(self) -> Loaded:
         live = {number: _live(self.clusters[number]) for number in sorted(self.live)}
@@ -112,8 +117,13 @@ class MemoryStore:
                 for number, added in sorted(self.clusters.items())
                 if added.key and number not in self.live
             ][-ENDED_KEYS_MAX:],
+            drains=list(self.drains),
             damage=[],
         )
+
+    def find_key(self, owner: str, key: str) -> list[int]:
+        named = [(added.key.rpartition("/")[0], added) for added in self.clusters.values()]
+        return sorted(added.cluster for name, added in named if (added.owner, name) == (owner, key))
 
     def description(self, cluster: int) -> bytes:
         return self.clusters[cluster].description

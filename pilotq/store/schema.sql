@@ -1,6 +1,7 @@
 -- The durable queue. One writer (the master's store thread); readers (query, scribe) open it read-only.
 -- crc columns hold zlib.crc32 over the values before them, packed with msgpack in column order (`store.checksum`).
 
+-- queue: its id; epoch: starts of a master; cluster: ids given before a restore; "drain NAME": a worker that is to leave.
 create table if not exists meta (
     name text primary key,
     value text not null

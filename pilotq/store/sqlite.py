@@ -249,6 +249,12 @@ class SqliteStore:
 
     # ---- reading
 
+    def find_key(self, owner: str, key: str) -> list[int]:
+        # From the slash to the character after it: in the index. What is submitted together has ids in its order.
+        query = "select key, cluster from cluster where owner = ? and key > ? and key < ? and key <> '' order by 2"
+        rows = self._read(query, (owner, f"{key}/", f"{key}0"))
+        return [number for name, number in rows if name.rpartition("/")[0] == key]
+
     def description(self, cluster: int) -> bytes:
         data, crc = self._row("select description, description_crc from cluster where cluster = ?", cluster)
         if not is_sound(data, crc):

@@ -12,6 +12,7 @@ import msgspec
 from pilotq.core.records import (
     ClusterAdded,
     ClusterLeft,
+    DrainWanted,
     Edited,
     Note,
     NotesAdded,
@@ -22,7 +23,7 @@ from pilotq.core.records import (
 )
 from pilotq.deltas import DELTA_BLOCK
 from pilotq.model import Outcome, State
-from pilotq.store import checksum, outbox
+from pilotq.store import DRAIN, checksum, outbox
 from pilotq.store.blocks import Block, Ledger, blocks, pack_body, pack_procs
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -52,6 +53,8 @@ class Rows:
         self._notes: list[tuple[Any, ...]] = []
         self._written: list[tuple[int, int, int]] = []
         self._done: list[tuple[int]] = []
+        self._drains: list[tuple[str]] = []
+        self._drained: list[tuple[str]] = []
 
     def take(self, record: Record) -> None:
         match record:
@@ -70,6 +73,8 @@ class Rows:
                 self._add_notes(record.notes)
             case NotesDone():
                 self._end_notes(record.ns)
+            case DrainWanted():
+                (self._drains if record.on else self._drained).append((DRAIN + record.worker,))
 
     def write(self, db: sqlite3.Connection) -> None:
         """In the transaction that is open."""
@@ -87,6 +92,8 @@ class Rows:
             ("insert into outbox_done values (?, ?, ?)", self._written),
             ("delete from outbox where n = ?", self._done),
             ("delete from outbox_done where block = ?", self._done),
+            ("insert or ignore into meta values (?, '')", self._drains),
+            ("delete from meta where name = ?", self._drained),
         )
         for statement, rows in statements:
             if rows:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pilotq import keys, wire
@@ -15,7 +16,7 @@ from pilotq.core import worker_turn as w
 from pilotq.core.master import Limits
 from pilotq.core.turn import Now, Route
 from pilotq.errors import PeerError
-from pilotq.model import Ended, Outcome, OutputFile, Resources, State
+from pilotq.model import Description, Ended, Outcome, OutputFile, Resources, State
 from pilotq.mover import BlobStore
 from pilotq.roles.collecting import Collector
 from pilotq.roles.files import CachingRelay
@@ -304,6 +305,37 @@ async def test_a_result_told_again_while_its_outputs_are_synced(tmp_path: Path) 
     await asyncio.wait_for(ready.wait(), 5)
     assert done == [(token, "", False)]
     assert (tmp_path / "1.0.1/0").read_bytes() == b"hello"
+
+
+@pytest.mark.parametrize("timers_first", [True, False])
+def test_what_lay_unread_until_the_lease_was_over_is_not_started(timers_first: bool) -> None:
+    """Whoever stood still for so long must think that somebody else has it now."""
+    world = World(Limits(lease_s=100))
+    node = Node(world, "n1")
+    body = msgspec.msgpack.encode(Description(["/bin/true"]))
+    link = node.core.session.link
+    world.now = Now(world.now.boot + 200, world.now.wall + 200)
+    if timers_first:
+        node.do(w.Tick())
+    node.do(w.FromMaster(link, wire.Describe(7, body)), w.FromMaster(link, wire.Assign(7, [0], [1])))
+    assert not node.launched
+    assert not node.core.attempts
+    world.pass_time(20)
+    cluster = world.submit()
+    assert [token.cluster for token in node.launched] == [cluster], "it has a lease again"
+
+
+def test_a_lease_that_was_over_and_begins_again_ends_again() -> None:
+    world = World(Limits(lease_s=100))
+    node = Node(world, "n1")
+    world.now = Now(world.now.boot + 105, world.now.wall + 105)
+    node.do(w.Tick())
+    world.deliver()
+    world.submit()
+    assert node.running
+    node.cut = True
+    world.pass_time(120)
+    assert not node.running, "no contact for a whole lease"
 
 
 # ---- found by fuzzing

@@ -120,3 +120,19 @@ def test_tasks_with_outputs_are_noted_and_ended_together() -> None:
     assert counted.bytes / COUNT <= 90
     assert counted.records / COUNT <= 0.25
     assert counted.turns / COUNT <= 0.11
+
+
+def test_a_peer_that_is_lost_costs_the_same_among_many() -> None:
+    """Thousands may lose their way together, each a peer of its own."""
+    costs = []
+    for workers in (10, 1000):
+        counted = Counted(PLAIN)
+        for i in range(workers):
+            hello = wire.Hello(
+                wire.PROTOCOL, f"node{i}#1.ab", 1, f"node{i}", 1, "1", wire.Offer(Resources(1)), [], [], []
+            )
+            counted.core.handle(counted._from(i, hello), counted.now)
+        counted._do(t.PeerLost(b"5"))
+        assert sum(worker.route is None for worker in counted.core.peers.workers.values()) == 1
+        costs.append(counted.instructions)
+    assert costs[1] <= 1.2 * costs[0], costs

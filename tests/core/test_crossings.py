@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from pilotq import wire
 from pilotq.core import turn as t
@@ -188,6 +189,22 @@ def test_a_drain_is_asked_for_again_after_a_silence() -> None:
     assert node.core.draining and node.left
 
 
+@pytest.mark.parametrize("is_silent_first", [False, True])
+def test_a_drain_by_name_survives_a_restart(is_silent_first: bool) -> None:
+    world = World(Limits(lease_s=100))
+    node = Node(world, "n1")
+    node.cut = True
+    world.do(t.WorkerVerb(1, "n1", "drain"))
+    assert world.answers[1] is True
+    world.pass_time(300 if is_silent_first else 1)
+    world.restart_master()
+    node.cut = False
+    world.submit()
+    world.pass_time(60)
+    assert node.left and not node.launched
+    assert not world.disk.drains, "it is gone, and so is the drain"
+
+
 # ---- foreman, files
 
 
@@ -197,8 +214,68 @@ def test_a_result_that_was_not_told_yet_when_its_end_is_asked_for_is_never_told(
     node = Node(world, "n1")
     world.submit()
     token = node.running.pop()
-    ended = w.FromKeepers(ended=[(token, Ended(Outcome.OK, outputs=big()))])
+    ended = w.FromKeepers(ended=[(token, Ended(Outcome.OK, outputs=big()), 1.0)])
     node.do(ended, w.FromMaster(node.core.session.link, wire.Kill([token])))
     said = [message for _, message in node.outbox]
     assert any(isinstance(message, wire.Killed) for message in said)
     assert not any(isinstance(message, wire.Result) for message in said)
+
+
+def test_a_result_that_was_dropped_is_told_again_until_its_worker_forgets_it() -> None:
+    """Two copies of it were on their way when the task was held and released: neither is for the next attempt."""
+    world = World()
+    node = Node(world, "n1")
+    cluster = world.submit()
+    token = node.running[0]
+    node.cut = True
+    world.act("hold", (cluster, 0))
+    message = wire.Result([token], [Ended(Outcome.OK, outputs=big())])
+    result = t.FromPeer(Route(node.peer, b""), "worker", "site", message)
+    world.do(result)
+    world.act("release", (cluster, 0))
+    other = Node(world, "n2")
+    world.do(result)
+    assert not world.collects
+    assert not other.running, "what is left of the first copy is still to be removed"
+    assert world.state(cluster) == State.IDLE
+
+
+@pytest.mark.parametrize("is_given_out", [False, True])
+def test_outputs_that_cannot_be_had_hold_a_task_once(is_given_out: bool) -> None:
+    """The result was acknowledged, and came a second time after the release."""
+    world = World()
+    node = Node(world, "n1")
+    cluster = world.submit()
+    token = node.running[0]
+    node.end(outputs=big())
+    result = next(message for _, message in node.outbox if isinstance(message, wire.Result))
+    world.deliver()
+    world.do(t.Collected(token, "big is not there"))
+    assert world.state(cluster) == State.HELD
+    if not is_given_out:
+        world.master.peers.workers["n1"].pause_until = float("inf")
+    world.act("release", (cluster, 0))
+    world.do(t.FromPeer(Route(node.peer, b""), "worker", "site", result))
+    for collect in world.collects[1:]:
+        world.do(t.Collected(collect.token, "big is not there"))
+    world.deliver()
+    assert world.state(cluster) == (State.RUNNING if is_given_out else State.IDLE)
+
+
+def test_an_inventory_takes_back_what_was_lost_and_not_what_was_judged() -> None:
+    """The acknowledgement of a result that held its task was lost with the session."""
+    world = World()
+    node = Node(world, "n1")
+    cluster = world.submit()
+    node.end(outcome=Outcome.MEMORY)
+    result = node.outbox[-1][1]
+    while node.outbox:
+        node.outbox.popleft()
+    world.do(t.FromPeer(Route(node.peer, b""), "worker", "site", result))
+    assert world.state(cluster) == State.HELD
+    node.inbox.clear()
+    node.do(w.LinkLost(node.core.session.link))
+    world.master.peers.workers["n1"].pause_until = world.now.boot + 2
+    world.act("release", (cluster, 0))
+    world.pass_time(20)
+    assert node.running == [wire.Token(cluster, 0, 2)], "its result is not judged again"

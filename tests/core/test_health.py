@@ -8,12 +8,12 @@ from collections import Counter
 import pytest
 
 from pilotq import wire
-from pilotq.core.health import PAUSE_S, QUICK_S, Health
+from pilotq.core.health import PAUSE_S, Health
 from pilotq.core.master import Limits
 from pilotq.core.peers import Peers
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import FromPeer, Now, Route, WorkerVerb
-from pilotq.model import Ended, HoldCode, Outcome, Resources, State, Usage
+from pilotq.model import QUICK_S, Ended, HoldCode, Outcome, Resources, State, Usage
 from tests.core.world import Node, World
 
 

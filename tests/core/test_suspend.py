@@ -23,12 +23,12 @@ def test_suspend_and_continue() -> None:
     world, node, cluster = running()
     token = node.running[0]
     assert world.act("suspend", (cluster, 0)) == [(cluster, 0, "ok")]
-    assert (node.stopped, world.state(cluster)) == ({token}, State.SUSPENDED)
+    assert (node.suspended, world.state(cluster)) == ({token}, State.SUSPENDED)
     assert world.act("suspend", (cluster, 0)) == [(cluster, 0, "already")]
     world.pass_time(100)
-    assert (node.stopped, world.state(cluster)) == ({token}, State.SUSPENDED)
+    assert (node.suspended, world.state(cluster)) == ({token}, State.SUSPENDED)
     assert world.act("continue", (cluster, 0)) == [(cluster, 0, "ok")]
-    assert (node.stopped, world.state(cluster)) == (set(), State.RUNNING)
+    assert (node.suspended, world.state(cluster)) == (set(), State.RUNNING)
     assert world.act("continue", (cluster, 0)) == [(cluster, 0, "already")]
     assert [event for event in world.disk.events(cluster, 0) if event in (SUSPENDED, UNSUSPENDED)] == [10, 11]
     assert world.disk.rows[cluster, 0][2].suspensions == 1
@@ -66,11 +66,11 @@ def test_what_is_said_while_there_is_no_way_to_the_worker_is_set_right(on: bool)
         world.act("suspend", (cluster, 0))
     node.cut = True
     world.act("suspend" if on else "continue", (cluster, 0))
-    assert bool(node.stopped) != on
+    assert bool(node.suspended) != on
     node.cut = False
     # No connection broke: it is its checksum that tells.
     world.pass_time(40)
-    assert bool(node.stopped) == on
+    assert bool(node.suspended) == on
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -84,14 +84,14 @@ def test_a_restart_of_the_master(on: bool) -> None:
     node.cut = False
     world.pass_time(40)
     assert world.state(cluster, 0) == (State.SUSPENDED if on else State.RUNNING)
-    assert node.stopped == ({wire.Token(cluster, 0, 1)} if on else set())
+    assert node.suspended == ({wire.Token(cluster, 0, 1)} if on else set())
     assert world.state(cluster, 1) == State.RUNNING
 
 
 def test_a_suspended_task_can_be_removed_held_and_ends() -> None:
     world, node, cluster = running(3)
     world.act("suspend", (cluster, -1))
-    assert len(node.stopped) == 3
+    assert len(node.suspended) == 3
     world.act("cancel", (cluster, 0))
     world.act("hold", (cluster, 1))
     node.end(wire.Token(cluster, 2, 1), Outcome.SIGNAL, 9)
@@ -101,7 +101,7 @@ def test_a_suspended_task_can_be_removed_held_and_ends() -> None:
     assert not node.running
     world.pass_time(30)
     assert world.act("release", (cluster, 1)) == [(cluster, 1, "ok")]
-    assert (node.running, node.stopped) == ([wire.Token(cluster, 1, 2)], set())
+    assert (node.running, node.suspended) == ([wire.Token(cluster, 1, 2)], set())
 
 
 def test_what_follows_a_suspended_task_in_its_slot_goes_elsewhere() -> None:
@@ -148,7 +148,7 @@ def test_a_suspended_task_can_be_vacated() -> None:
     world.act("suspend", (cluster, 0))
     world.act("vacate", (cluster, 0))
     world.pass_time(2)
-    assert (node.running, node.stopped, world.state(cluster)) == ([wire.Token(cluster, 0, 2)], set(), State.RUNNING)
+    assert (node.running, node.suspended, world.state(cluster)) == ([wire.Token(cluster, 0, 2)], set(), State.RUNNING)
 
 
 def test_a_removed_task_that_is_kept_is_dropped_by_force() -> None:

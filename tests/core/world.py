@@ -13,7 +13,7 @@ from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
 from pilotq.core.master import Limits, MasterCore
 from pilotq.core.queue import Queue
-from pilotq.core.records import ClusterAdded, Note, NotesAdded, NotesDone, TaskRows, TasksLeft
+from pilotq.core.records import ClusterAdded, DrainWanted, Note, NotesAdded, NotesDone, TaskRows, TasksLeft
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Route
 from pilotq.core.worker import Options, WorkerCore
@@ -34,6 +34,7 @@ class Remembered:
         self.history: list[tuple[int, int, int, int, Facts]] = []
         self.outbox: dict[int, Note] = {}
         self.last_note = 0
+        self.drains: list[str] = []
 
     def commit(self, records: list[Any]) -> None:
         for record in records:
@@ -53,6 +54,8 @@ class Remembered:
             elif isinstance(record, NotesDone):
                 for n in record.ns:
                     self.outbox.pop(n, None)
+            elif isinstance(record, DrainWanted):
+                (self.drains.append if record.on else self.drains.remove)(record.worker)
 
     def events(self, cluster: int, proc: int) -> list[int]:
         """Numbers of the notes still in the outbox for a task."""
@@ -239,7 +242,7 @@ class World:
         for note in self.disk.outbox.values():
             if note.final:
                 queue.finals[note.n] = wire.Token(note.cluster, note.proc, note.attempt)
-        self.master = MasterCore(self.limits, self.evaluate, self.now, queue)
+        self.master = MasterCore(self.limits, self.evaluate, self.now, queue, self.disk.drains)
         for node in self.workers.values():
             node.inbox.clear()
             node.peer = f"{node.name}/{self.now.boot}".encode()
@@ -269,7 +272,7 @@ class Node:
         self.left = ""
         #: True: the test says when keepers hear of orders.
         self.holds_orders = False
-        self.orders: deque[w.Launch | w.End | w.TakeBack | w.Suspend] = deque()
+        self.orders: deque[w.Launch | w.End | w.TakeBack | w.GoOn | w.Suspend] = deque()
         self.slots = slots
         #: What every task takes.
         self.task_s = 5.0
@@ -277,10 +280,10 @@ class Node:
         #: Attempts in a keeper that wait for another.
         self.followers: dict[wire.Token, wire.Token] = {}
         #: Attempts that stand still.
+        self.suspended: set[wire.Token] = set()
+        #: Attempts that failed, and behind which nothing begins yet.
         self.stopped: set[wire.Token] = set()
-        #: Attempts that failed or were given back.
-        self.dead_ends: set[wire.Token] = set()
-        #: How many were given back.
+        #: How often a keeper gave one back.
         self.returns = 0
         self.fast_ends = 0
         self.launched: list[wire.Token] = []
@@ -314,7 +317,7 @@ class Node:
         elif isinstance(action, w.Stage):
             if not self.holds_files:
                 self.do(w.FilesReady(action.tokens))
-        elif isinstance(action, w.Launch | w.End | w.TakeBack | w.Suspend):
+        elif isinstance(action, w.Launch | w.End | w.TakeBack | w.GoOn | w.Suspend):
             self.orders.append(action)
             if not self.holds_orders:
                 self.obey()
@@ -330,37 +333,29 @@ class Node:
             if isinstance(order, w.Launch):
                 assert order.token not in self.launched
                 self.launched.append(order.token)
-                if order.after in self.dead_ends:
-                    self._return([order.token])
-                    continue
-                self.dead_ends.discard(order.token)
-                if order.after in self.running or order.after in self.followers:
+                if order.after in {*self.running, *self.followers, *self.stopped}:
                     self.followers[order.token] = order.after
                 else:
                     self._tell(started=self._start(order.token))
+            elif isinstance(order, w.GoOn):
+                self.stopped.remove(order.token)
+                self._tell(started=self._pass_on(order.token, None))
             elif order.token in self.running:
                 if isinstance(order, w.End):
                     self.fast_ends += order.fast
                     self.end(order.token, order.outcome)
                 elif isinstance(order, w.Suspend):
-                    (self.stopped.add if order.on else self.stopped.discard)(order.token)
+                    (self.suspended.add if order.on else self.suspended.discard)(order.token)
             elif isinstance(order, w.Suspend):
                 pass
             elif order.token in self.followers:
                 self._pass_on(order.token, self.followers.pop(order.token))
                 if isinstance(order, w.End):
-                    self._tell(ended=[(order.token, Ended(order.outcome))])
+                    self._tell(ended=[(order.token, Ended(order.outcome), 0.0)])
                 else:
-                    self._return([order.token])
-
-    def _return(self, line: list[wire.Token], **more: Any) -> None:
-        """These are given back unstarted, and nothing begins behind them."""
-        self.returns += len(line)
-        for token in line:
-            self.launched.remove(token)
-            self.followers.pop(token, None)
-            self.dead_ends.add(token)
-        self._tell(returned=line, **more)
+                    self.returns += 1
+                    self.launched.remove(order.token)
+                    self._tell(returned=[order.token])
 
     def _start(self, token: wire.Token) -> list[wire.Token]:
         """Gives those of which the start is told."""
@@ -388,14 +383,23 @@ class Node:
     def end(self, token: wire.Token | None = None, outcome: Outcome = Outcome.OK, code: int = 0, **more: Any) -> None:
         """A running attempt ends."""
         token = token or self.running[0]
+        self.tell_end(*self.over(token, outcome, code, **more))
+
+    def over(
+        self, token: wire.Token, outcome: Outcome = Outcome.OK, code: int = 0, **more: Any
+    ) -> tuple[wire.Token, Ended, float]:
+        """It ends, and its keeper has not told yet."""
         self.running.remove(token)
-        self.stopped.discard(token)
-        ended = Ended(outcome, code, usage=Usage(wall_s=self.task_s), **more)
-        if outcome in HARMLESS:
-            self._tell(started=self._pass_on(token, None), ended=[(token, ended)])
+        self.suspended.discard(token)
+        return token, Ended(outcome, code, usage=Usage(wall_s=self.task_s), **more), float(self.begun.index(token) + 1)
+
+    def tell_end(self, token: wire.Token, ended: Ended, began_at: float) -> None:
+        started = []
+        if ended.outcome in HARMLESS:
+            started = self._pass_on(token, None)
         else:
-            self.dead_ends.add(token)
-            self._return(self.line_behind(token), ended=[(token, ended)])
+            self.stopped.add(token)
+        self._tell(started=started, ended=[(token, ended, began_at)])
 
     def line_behind(self, first: wire.Token) -> list[wire.Token]:
         """What waits for it, one for the other."""

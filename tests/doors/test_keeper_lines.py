@@ -72,7 +72,7 @@ async def test_after_one_that_is_over(bench: Bench) -> None:
 
 @pytest.mark.parametrize("how", ["exit 3", "kill -9 $$", "nowhere"])
 async def test_behind_one_that_fails_nothing_begins(bench: Bench, how: str) -> None:
-    """The failure is told at once, then all that waited in the slot is given back; another slot goes on."""
+    """The failure is told at once, and the slot waits for the worker's word; another slot goes on."""
     line = Line(bench)
     long = bench.launch_sh(f"while [ ! -e {bench.path}/go.long ]; do sleep 0.01; done")
     behind_long = bench.launch("/bin/true", after=long)
@@ -80,30 +80,41 @@ async def test_behind_one_that_fails_nothing_begins(bench: Bench, how: str) -> N
     line.last = failing = (
         bench.launch("none", after=first) if how == "nowhere" else bench.launch_sh(f"echo x; {how}", after=first)
     )
-    rest = [line.add(name) for name in "bcd"]
+    rest = [line.add(name) for name in "bc"]
     line.go("a")
     ended = await bench.end(failing)
     assert ended.outcome == {"exit 3": Outcome.EXIT, "nowhere": Outcome.STAGE_IN}.get(how, Outcome.SIGNAL)
     assert bench.ends[first].done(), "in their order"
-    for token in rest:
-        await returned(bench, token)
-    late = [bench.launch("/bin/true", after=before) for before in (failing, rest[0], rest[-1])]
-    for token in late:
-        await returned(bench, token)
-    assert line.ran() == ["a"]
-    assert not any(bench.ends[token].done() for token in [*rest, *late])
+    late = bench.launch_sh(f"echo late >> {bench.path}/ran", after=failing)
     line.go("long")
     assert [(await bench.end(token)).outcome for token in (long, behind_long)] == [Outcome.OK] * 2
     assert (await bench.run("/bin/true")).outcome == Outcome.OK, "a slot that the worker fills anew"
+    assert line.ran() == ["a"]
+    bench.keepers.take_back(rest[0])
+    await returned(bench, rest[0])
+    bench.keepers.go_on(failing)
+    assert [(await bench.end(token)).outcome for token in (rest[1], late)] == [Outcome.OK] * 2
+    assert sorted(line.ran()) == ["a", "c", "late"]
+
+
+async def test_what_waits_behind_a_failure_is_not_lost_with_its_keeper(bench: Bench) -> None:
+    failing = bench.launch("/bin/false")
+    behind = bench.launch("/bin/true", after=failing)
+    await bench.end(failing)
+    os.kill(bench.keepers.pids[0], signal.SIGKILL)
+    assert (await bench.end(behind)).outcome == Outcome.EVICTED, "it had not begun"
 
 
 async def test_what_was_given_back_may_come_again(bench: Bench) -> None:
-    first = bench.launch("/bin/false")
+    first = bench.launch_sh(f"while [ ! -e {bench.path}/go ]; do sleep 0.01; done")
     second = bench.launch("/bin/true", after=first)
+    bench.keepers.take_back(second)
     await returned(bench, second)
     bench.relaunch(second)
     third = bench.launch("/bin/true", after=second)
     assert [(await bench.end(token)).outcome for token in (second, third)] == [Outcome.OK] * 2
+    (bench.path / "go").touch()
+    await bench.end(first)
 
 
 async def test_behind_one_that_was_cancelled_the_next_begins(bench: Bench) -> None:

@@ -135,6 +135,22 @@ def test_no_event_overtakes_one_whose_log_could_not_be_written(house: House) -> 
     ]
 
 
+def test_a_log_that_was_mended_is_written_though_nobody_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task of it has ended: nothing is held that somebody could release."""
+    monkeypatch.setattr(lanes_module, "RETRY_S_MAX", 0.2)
+    number = house.cluster(2, log=f"{house.user}/no/log")
+    office = Office(house)
+    house.note(number, 0, 0, count=2)
+    house.note(number, 0, 1)
+    office.desk.wake()
+    office.wait(failed=2)
+    time.sleep(0.5)
+    (house.user / "no").mkdir()
+    office.wait(done=2)
+    assert len(office.failed) == 2, "told once each"
+    assert len(events(house.user / "no" / "log")) == 3
+
+
 def test_a_note_that_failed_in_part_is_finished_by_a_retry(house: House) -> None:
     (house.user / "1").mkdir()
     number = house.cluster(3, log=f"{house.user}/{PROC_MARK}/log")

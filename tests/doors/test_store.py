@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from store_data import cluster, left, note, pack, rows, tasks
 
-from pilotq.core.records import ClusterLeft, Note, NotesAdded, NotesDone
+from pilotq.core.records import ClusterLeft, DrainWanted, Note, NotesAdded, NotesDone
 from pilotq.model import ClusterBody, Outcome, State
 from pilotq.roles.restart import restore
 from pilotq.store import Final, Store
@@ -118,6 +118,26 @@ def test_a_submission_is_known_by_its_key_after_a_restart(restart: Restart) -> N
         ("alice", "b0"): [5],
         ("bob", "a"): [6],
     }
+
+
+def test_any_key_can_be_looked_up(restart: Restart) -> None:
+    store = restart()
+    ours = [cluster(1, key="b/0"), cluster(2, key="b/1"), cluster(3, key="b0/0"), cluster(4, key="a/0")]
+    store.commit([*ours, cluster(5, key="b/0", owner="bob"), cluster(6), cluster(7, key="b/c/0")])
+    store.commit([left(1, [0]), ClusterLeft(1)])
+    store = restart()
+    assert store.find_key("alice", "b") == [1, 2]
+    assert store.find_key("bob", "b") == [5]
+    assert store.find_key("alice", "b/c") == [7]
+    assert restore(store.load(), store, 1.0).keys["alice", "b/c"] == [7]
+    assert store.find_key("alice", "c") == store.find_key("carol", "b") == []
+
+
+def test_drains_are_remembered_until_their_worker_is_gone(restart: Restart) -> None:
+    store = restart()
+    store.commit([DrainWanted("n1#1 é", True), DrainWanted("n2#2", True)])
+    store.commit([DrainWanted("n2#2", False), DrainWanted("n1#1 é", True), DrainWanted("n3#3", False)])
+    assert restart().load().drains == ["n1#1 é"]
 
 
 def test_notes_wait_until_they_are_done(restart: Restart) -> None:

@@ -1,4 +1,4 @@
-"""Connections that are opened and never say a word, again whenever the other side ends one."""
+"""Guests that cost something: connections that never say a word, and one that reads a byte a second."""
 
 from __future__ import annotations
 
@@ -72,3 +72,27 @@ class Flood:
             return
         self.made += 1
         self._selector.register(one, selectors.EVENT_READ)
+
+
+class SlowReader:
+    """Asks for all tasks and reads a byte a second."""
+
+    def __init__(self, path: str) -> None:
+        self.peer = socket.socket(socket.AF_UNIX)
+        self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.peer.connect(path)
+        self.peer.sendall(b"GET /v1/tasks HTTP/1.0\r\n\r\n")
+        self.read = 0
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.peer.settimeout(30)
+        while not self.stop.wait(1.0):
+            self.read += len(self.peer.recv(1))
+
+    def close(self) -> None:
+        self.stop.set()
+        self.thread.join()
+        self.peer.close()

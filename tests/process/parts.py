@@ -15,6 +15,7 @@ from typing import Any
 from pools import Home
 
 from pilotq.client import Client
+from pilotq.condor.request import write_fields
 from pilotq.errors import PilotqError
 
 BEAT = ("--set", "master.beat_s=1", "--set", "master.contact_lost_s=6")
@@ -126,6 +127,17 @@ class Parts(Home):
         done = self.condor("condor_submit", file, cwd=self.cwd)
         assert done.returncode == 0, done.stderr
         return int(done.stdout.split("submitted to cluster ")[1].split(".")[0])
+
+    def submit_with_key(self, key: str, *told: bytes) -> bytes:
+        """What the master answers to one who submits a task with this key, and says such of himself."""
+        text = b"executable = /bin/true\ntransfer_executable = false\nqueue\n"
+        have = write_fields([b"read", b"-", b"ok", text])
+        body = write_fields([b"tool", b"condor_submit", b"key", key.encode(), b"cwd", b"/", *told, b"have", have])
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(20)
+            peer.connect(str(self.path / "api.sock"))
+            peer.sendall(b"POST /condor HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            return peer.makefile("rb").read()
 
     def counts(self, cluster: int) -> dict[str, Any]:
         found: dict[str, Any] = self.client.get(f"/v1/clusters?ids={cluster}")[0]

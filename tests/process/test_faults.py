@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import random
 import re
 import signal
@@ -10,8 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from parts import Parts, marked, wait_for
+
+from pilotq.core.records import ClusterAdded, ClusterLeft, TasksLeft
+from pilotq.model import ClusterBody, Description, Facts, State
+from pilotq.store import ENDED_KEYS_MAX
+from pilotq.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -219,3 +227,35 @@ def test_a_killed_worker_leaves_nothing_when_it_is_started_again(parts: Parts) -
         assert parts.end(name, signal.SIGTERM) == 0
     wait_for("all processes to be gone", lambda: not marked(parts.path), 10)
     assert not list((parts.path / "work").glob("*/tasks/*"))
+
+
+def test_a_key_that_is_not_remembered_any_more_is_its_cluster(parts: Parts) -> None:
+    """It was submitted long ago, and so much ended since that a restart does not bring it back."""
+    owner, body = pwd.getpwuid(os.getuid()).pw_name, msgspec.msgpack.encode(ClusterBody(owner="x", iwd="/"))
+    store = SqliteStore(1 << 20)
+    store.open(parts.path / "queue.db")
+    numbers = range(1, ENDED_KEYS_MAX + 3)
+    description = msgspec.msgpack.encode(Description(["true"]))
+    store.commit([ClusterAdded(n, owner, f"key{n}/0", 1, 0, 1.0, body, description, [], []) for n in numbers])
+    store.commit([TasksLeft(n, [0], [State.DONE], [1], [Facts(outcome=0)], 2.0) for n in numbers])
+    store.commit([ClusterLeft(n) for n in numbers])
+    store.close()
+    parts.start_master()
+    assert b"submitted to cluster 1." in parts.submit_with_key("key1")
+    assert b"submitted to cluster %d." % numbers[-1] in parts.submit_with_key(f"key{numbers[-1]}")
+    assert b"submitted to cluster %d." % (numbers[-1] + 1) in parts.submit_with_key("another")
+    assert parts.status_or_none()
+
+
+def test_a_drain_by_name_survives_a_restart_of_the_master(parts: Parts) -> None:
+    parts.start_all(slots=1)
+    worker = parts.processes["worker0"]
+    name = parts.status()["workers"][0]["name"]
+    worker.send_signal(signal.SIGSTOP)
+    done = parts.pilotq("worker", "drain", name)
+    assert done.returncode == 0, done.stderr
+    parts.kill9("master")
+    parts.start_master()
+    worker.send_signal(signal.SIGCONT)
+    assert worker.wait(40) == 0
+    assert "draining reason" in parts.log("worker0")

@@ -5,13 +5,11 @@ Counted, not timed; `tests/bench/flood.py` says what it costs.
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flood import Flood, allowed
+from flood import Flood, SlowReader, allowed
 from parts import Parts, wait_for
 
 pytestmark = pytest.mark.timeout(240)
@@ -23,30 +21,6 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     found = Parts(tmp_path, foremen=1)
     yield found
     found.close()
-
-
-class SlowReader:
-    """Asks for all tasks and reads a byte now and then."""
-
-    def __init__(self, path: str) -> None:
-        self.peer = socket.socket(socket.AF_UNIX)
-        self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.peer.connect(path)
-        self.peer.sendall(b"GET /v1/tasks HTTP/1.0\r\n\r\n")
-        self.read = 0
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        self.peer.settimeout(30)
-        while not self.stop.wait(1.0):
-            self.read += len(self.peer.recv(1))
-
-    def close(self) -> None:
-        self.stop.set()
-        self.thread.join()
-        self.peer.close()
 
 
 def test_silent_connections_and_a_slow_reader_stop_nobody(parts: Parts) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parts import Parts, wait_for
-
-from pilotq.condor.request import write_fields
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -84,14 +81,6 @@ def test_the_servers_keys_are_replaced_while_tasks_run(parts: Parts) -> None:
 
 def test_who_submits_is_known_by_the_socket(parts: Parts) -> None:
     parts.start_master()
-    text = b"executable = /bin/true\ntransfer_executable = false\nqueue\n"
-    have = write_fields([b"read", b"-", b"ok", text])
-    told = [b"tool", b"condor_submit", b"key", b"k" * 32, b"cwd", b"/", b"user", b"mallory", b"uid", b"4711"]
-    body = write_fields([*told, b"have", have])
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(20)
-        peer.connect(str(parts.path / "api.sock"))
-        peer.sendall(b"POST /condor HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        assert b"submitted to cluster 1" in peer.makefile("rb").read()
+    assert b"submitted to cluster 1" in parts.submit_with_key("k" * 32, b"user", b"mallory", b"uid", b"4711")
     owner = parts.condor("condor_q", "1", "-af", "Owner")
     assert owner.stdout.strip() == pwd.getpwuid(os.getuid()).pw_name

@@ -8,7 +8,7 @@ import msgspec
 
 from pilotq.core import turn as t
 from pilotq.model import ClusterBody, Description, Resources
-from tests.sim.ledger import Spec
+from tests.sim.things import Spec
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -99,7 +99,12 @@ class Clients:
                 self.world.ledger.fail("I7", f"submission {spec.number} is cluster {before}, and then {value}")
             self.time.tell(f"submission {spec.number} is told: cluster {value}")
 
-        self._ask(lambda reply: t.Submit(reply, f"key{spec.number}", [new]), take)
+        def event_of(reply: int) -> t.Event:
+            key, master = f"key{spec.number}", self.world.master
+            may_be_old = master is not None and master.core.queue.has_forgotten_keys
+            return t.Submit(reply, key, [new], self.world.disk.find_key("alice", key) if may_be_old else [])
+
+        self._ask(event_of, take)
 
     def again(self, number: int) -> None:
         spec = self.specs.get(number)
@@ -147,4 +152,4 @@ class Clients:
         def event_of(reply: int) -> t.Event:
             return t.WorkerVerb(reply, worker, verb)
 
-        self._ask(event_of, lambda value: None)
+        self._ask(event_of, lambda value: self.world.ledger.on_verb_answer(worker, verb, value))

@@ -22,6 +22,8 @@ from tests.sim.scribe import Scribe
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+#: Of ended clusters, so that some are forgotten.
+KEYS_KEPT = 2
 _PARSED: dict[str, Callable[[Facts], bool]] = {
     "ok": lambda facts: facts.outcome == Outcome.OK,
     "lost": lambda facts: facts.losses > 0 and not facts.holds,
@@ -63,11 +65,15 @@ class Master(Daemon):
         disk = world.disk
         disk.open("")  # type: ignore[arg-type]
         now = clock.read(self.time.t)
-        queue = restore(disk.load(), disk, now.wall)
+        loaded = disk.load()
+        has_more = len(loaded.ended_keys) > KEYS_KEPT
+        del loaded.ended_keys[:-KEYS_KEPT]
+        queue = restore(loaded, disk, now.wall)
+        queue.has_forgotten_keys = has_more
         finals = {wire.Token(final.cluster, final.proc, final.attempt) for final in queue.finals.values()}
         world.spool &= finals
         world.ledger.on_master_start()
-        self.core = MasterCore(world.limits, evaluate, now, queue)
+        self.core = MasterCore(world.limits, evaluate, now, queue, loaded.drains)
         self.scribe = Scribe(self, queue.next_note - 1)
         self.put(t.SetKeys([("key", FIRST, 0.0)], [FIRST]))
 
@@ -110,7 +116,7 @@ class Master(Daemon):
                 self.world.ledger.on_unknown(message.worker)
             self.world.ledger.on_heard(event.route, message)
         elif isinstance(event, t.WorkerVerb) and event.verb == "forget":
-            self.world.on_forget(event.worker)
+            self.world.ledger.on_forget(event.worker)
         self.core.react(event, now)
 
     # ---- turns
@@ -195,6 +201,10 @@ class Master(Daemon):
 
     def _send_assign(self, action: t.SendAssign) -> None:
         self.world.ledger.on_assign_sent(_tokens(action))
+        worker = self.core.peers.find_at(action.route)
+        for node in self.world.nodes if worker is not None else ():
+            if node.name == worker.host:
+                node.on_given()
         message = wire.Assign(action.cluster, action.procs, action.attempts)
         self.listener.send(action.route.peer, action.route.session, wire.pack(message))
 

@@ -10,7 +10,8 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 from tests.sim.plan import new_plan
-from tests.sim.planted import BUGS, Planted, planted
+from tests.sim.planted import BUGS
+from tests.sim.planting import Planted, planted
 from tests.sim.shrink import shrink, story
 from tests.sim.world import World, play
 

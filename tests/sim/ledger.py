@@ -6,81 +6,19 @@ payload did, what stands in the users' logs, what clients were told.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from pilotq import wire
 from pilotq.core.queue import ABORTED, HELD, RELEASED, SUBMITTED, TERMINATED
 from pilotq.core.records import ClusterAdded, Note, NotesAdded, TaskRows, TasksLeft
 from pilotq.core.turn import HandNotes, Route, Turn
-from pilotq.model import ENDED, ENDING, ON_WORKER, Facts, Outcome, State
+from pilotq.model import ENDED, ENDING, ON_WORKER, Facts, HoldCode, Outcome, State
 from pilotq.store.memory import MemoryStore
 from tests.sim.clockwork import Time, Violation
+from tests.sim.things import Payload, Seen, Spec
 
 Task = tuple[int, int]
 _TERMINAL = (TERMINATED, ABORTED)
-
-
-class Spec(NamedTuple):
-    """A cluster as its client wants it."""
-
-    number: int
-    count: int
-    cpus: int
-    task_s: float
-    has_log: bool
-    #: "": none; "small": they come with the result; "big": they are pulled.
-    outputs: str
-    #: "": none; "again": until it exits with 0; "leave".
-    policy: str
-    ignores_term: bool
-
-
-@dataclass(eq=False)
-class Payload:
-    """One start of a task on a node."""
-
-    token: wire.Token
-    spec: Spec
-    worker: str
-    node: Any
-    started_at: float
-    ends_at: float
-    outcome: Outcome
-    code: int
-    #: Somebody ended it, so that it is reported like this.
-    is_ended: bool = False
-    wanted_end: Outcome = Outcome.CANCELLED
-    over_at: float = float("inf")
-    #: Since when it stands still.
-    stopped_at: float = float("inf")
-
-    @property
-    def is_stopped(self) -> bool:
-        return self.stopped_at < float("inf")
-
-    @property
-    def is_running(self) -> bool:
-        return self.over_at == float("inf")
-
-    @property
-    def is_complete(self) -> bool:
-        """It ended by itself, in a way that ends its task."""
-        return not self.is_running and not self.is_ended and self.outcome in ENDING
-
-
-@dataclass
-class Seen:
-    """What the master heard of a worker and told it."""
-
-    offer: wire.Offer | None = None
-    generation: int = -1
-    route: Route | None = None
-    #: Attempts it was given and has not reported on.
-    open: set[wire.Token] = field(default_factory=set)
-    #: When it said hello or sent a heartbeat last; the last one that was answered, so that it counts for its lease.
-    heard_at: float = 0.0
-    contact_at: float = 0.0
 
 
 class Ledger:
@@ -95,6 +33,10 @@ class Ledger:
         self.attempts: dict[Task, int] = {}
         self.states: dict[Task, State] = {}
         self.holders: dict[wire.Token, str] = {}
+        #: State and attempt as the master has it, committed or not.
+        self._decided: dict[Task, tuple[State, int]] = {}
+        #: How often a task had been held, by the attempt whose result held it.
+        self._held_by: dict[wire.Token, int] = {}
         self.workers: dict[str, Seen] = {}
         self.by_route: dict[Route, str] = {}
         self.master_began_at = 0.0
@@ -107,6 +49,8 @@ class Ledger:
         self.kill_sent: set[wire.Token] = set()
         self.killed_at: dict[wire.Token, float] = {}
         self.given_up: set[wire.Token] = set()
+        #: Attempts of which an operator said that they are gone with their worker, wrongly perhaps.
+        self.forgotten: set[wire.Token] = set()
         #: Tasks whose result is on disk; the keys of submissions.
         self.recorded: set[Task] = set()
         self.keys: dict[tuple[str, str], int] = {}
@@ -119,6 +63,8 @@ class Ledger:
         self.release_asked: set[int] = set()
         self.cancel_wanted: set[Task] = set()
         self.cancelled: set[Task] = set()
+        #: Workers that an operator wants to leave, and was told that they will.
+        self.drained: set[str] = set()
         #: Workers that lie, and tasks that one of them had: nothing it says of these can be trusted.
         self.liars: set[str] = set()
         self.lied_of: set[Task] = set()
@@ -172,13 +118,28 @@ class Ledger:
             self._other_holder(task, attempt, facts.worker)
         if state == State.STAGING_OUT:
             self._recorded(task, attempt, facts)
-        elif state == State.IDLE and attempt and not facts.worker:
+        elif state == State.IDLE and attempt and (not facts.worker or facts.outcome == Outcome.LOST):
             self._free(wire.Token(*task, attempt), f"{_name(task)} is idle again")
         elif state in (State.HELD, State.CANCELLED) or (state == State.IDLE and attempt):
             self.unwanted.add(wire.Token(*task, attempt))
+        if state == State.HELD:
+            self._held(wire.Token(*task, attempt), facts)
         self.attempts[task], self.states[task] = attempt, state
         if self.time.trace is not None:
             self.time.tell(f"disk: {_name(task)} {state.name.lower()} attempt {attempt} {facts.worker}")
+
+    def _held(self, token: wire.Token, facts: Facts) -> None:
+        """By its result once; and never because outputs are gone that nobody was to keep."""
+        task = (token.cluster, token.proc)
+        if facts.hold_code not in (HoldCode.RESOURCES, HoldCode.DURATION, HoldCode.OUTPUT_FILE) or task in self.lied_of:
+            return
+        if facts.outcome == Outcome.STAGE_OUT:
+            self.fail("I5", f"{_name(task)} is held because outputs are gone that its worker was to keep, or to forget")
+        if facts.outcome in ENDING:
+            return
+        before = self._held_by.setdefault(token, facts.holds)
+        if facts.holds > before:
+            self.fail("I2", f"the result of {_token(token)} holds its task a second time")
 
     def _left(self, task: Task, state: State, attempt: int, facts: Facts) -> None:
         if task in self.disk.history:
@@ -220,7 +181,7 @@ class Ledger:
         if old:
             self._free(wire.Token(*task, old), f"attempt {new} of {_name(task)} is issued")
         for payload in self.of_task.get(task, ()):
-            if payload.is_running and task not in self.lied_of and not payload.node.was_frozen(payload.started_at):
+            if payload.is_running and not self._is_excused(payload):
                 self.fail("I6", f"attempt {new} of {_name(task)} is issued while {payload.worker} runs it")
 
     def _free(self, token: wire.Token, what: str) -> None:
@@ -250,6 +211,7 @@ class Ledger:
             seen.route, seen.generation = None, -1
             seen.open.clear()
         self.by_route.clear()
+        self._decided = {task: (state, self.attempts.get(task, 0)) for task, state in self.states.items()}
 
     def on_unknown(self, name: str) -> None:
         """The master does not remember it: any of its hellos may be the newest."""
@@ -292,8 +254,9 @@ class Ledger:
             seen.contact_at = seen.heard_at
 
     def on_forget(self, name: str) -> None:
-        """An operator says that it is gone; he may be wrong, then two copies may run."""
+        """An operator says that it is gone; he may be wrong, then he takes the blame for a second copy."""
         self._release_all(name, set())
+        self.forgotten.update(token for token, holder in self.holders.items() if holder == name)
         for token in [token for token in self.killed_at if self.holders.get(token) == name]:
             del self.killed_at[token]
         seen = self.workers.get(name)
@@ -308,9 +271,20 @@ class Ledger:
         for record in turn.records:
             if isinstance(record, ClusterAdded):
                 self.specs[record.cluster] = self.wanted[record.description]
+            elif isinstance(record, TaskRows):
+                self._decided_rows(record)
         early = [action for action in turn.at_once if not isinstance(action, HandNotes)]
         if early:
             self.fail("I4", f"{early} begin before their commit")
+
+    def _decided_rows(self, record: TaskRows) -> None:
+        """What was free and is taken back by the worker that has it is not free any more."""
+        for proc, state, attempt in zip(record.procs, record.states, record.attempts, strict=True):
+            task, after = (record.cluster, proc), (State(state), attempt)
+            if after[0] in ON_WORKER and self._decided.get(task) == (State.IDLE, attempt):
+                self.released.discard(wire.Token(*task, attempt))
+                self.forgotten.discard(wire.Token(*task, attempt))
+            self._decided[task] = after
 
     def on_handed(self, notes: list[Note]) -> None:
         """Before their commit: it may never come, so only what may be done twice."""
@@ -336,6 +310,8 @@ class Ledger:
             self.killed_at.pop(token, None)
         if name in self.liars:
             return
+        if name in self.drained:
+            self.fail("I9", f"{name} is given a task, and an operator was told that it drains")
         if seen.offer.draining:
             self.fail("I9", f"{name} drains and is given a task")
         # What is left of clusters that are gone is about to end.
@@ -376,16 +352,22 @@ class Ledger:
         task = (token.cluster, token.proc)
         if token in self.payloads:
             self.fail("I6", f"attempt {token.attempt} of {_name(task)} starts twice")
-        is_excused = task in self.lied_of or payload.node.was_frozen(self.time.t - 2 * self.lease_s)
+        is_excused = self._is_excused(payload)
         if token.attempt != self.attempts.get(task, 0) and not is_excused:
             now = self.attempts.get(task, 0)
             self.fail("I6", f"attempt {token.attempt} of {_name(task)} starts, but {now} was issued")
         for other in self.of_task.get(task, ()):
-            if other.is_running and not is_excused and not other.node.was_frozen(other.started_at):
+            if other.is_running and not is_excused and not self._is_excused(other):
                 self.fail("I6", f"{_name(task)} starts on {payload.worker} and runs on {other.worker}")
         self.payloads[token] = payload
         self.of_task.setdefault(task, []).append(payload)
         self.time.tell(f"{payload.worker} runs {_name(task)} attempt {token.attempt}")
+
+    def _is_excused(self, payload: Payload) -> bool:
+        """Nobody can promise that this one runs alone."""
+        token = payload.token
+        is_lied_of = (token.cluster, token.proc) in self.lied_of
+        return is_lied_of or token in self.forgotten or payload.node.was_frozen(payload.launched_at)
 
     def on_over(self, payload: Payload, lease_from: float) -> None:
         """It may have run for a lease after its worker last sent what was answered, and no longer."""
@@ -399,6 +381,8 @@ class Ledger:
         killed_s = self.time.t - self.killed_at.get(token, float("-inf"))
         if killed_s < self.lease_s and (token.cluster, token.proc) not in self.lied_of:
             self.fail("I5", f"outputs of {_token(token)} are wanted, but its worker was told to forget it")
+        if token in self.acked and (token.cluster, token.proc) not in self.lied_of:
+            self.fail("I5", f"outputs of {_token(token)} are wanted, but its result was acknowledged")
 
     def on_missing(self, token: wire.Token) -> None:
         """A worker says that outputs are gone."""
@@ -448,6 +432,10 @@ class Ledger:
             row = self.disk.tasks.get(task) or self.disk.history.get(task)
             if row is None or row.state != State.CANCELLED:
                 self.fail("I4", f"the cancelling of {_name(task)} is answered and is not on disk")
+
+    def on_verb_answer(self, worker: str, verb: str, is_known: bool) -> None:
+        if verb == "drain" and is_known:
+            self.drained.add(worker)
 
     def on_wait_answer(self, cluster: int) -> None:
         if cluster in self.release_asked:

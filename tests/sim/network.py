@@ -1,7 +1,8 @@
 """TCP as ZeroMQ uses it: a session keeps its order and loses only its end; sessions overtake each other.
 
 A cut stops one direction between two hosts: what is under way waits. A connection whose other end died is noticed at
-once when the other end's host could tell, else only after long.
+once when the other end's host could tell, else only after long. What comes to a process that stands still waits in its
+socket, and half the time is read only after the timers of that process were seen to.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from tests.sim.clockwork import Daemon, Time, number_of
 #: How long nobody notices that the host at the other end is gone.
 SILENT_S = 120.0
 RECONNECT_S = 0.2
+#: From when a process goes on, or a way is open again, to when it reads what waited.
+READ_S = 0.001
 Parts = list[bytes]
 
 
@@ -62,9 +65,9 @@ class Network:
 class Lane:
     """One direction of a session."""
 
-    def __init__(self, wire: Wire, number: int, source: str, target: str, hand_over: Callable[[Parts], None]) -> None:
+    def __init__(self, wire: Wire, number: int, source: str, reader: Any, hand_over: Callable[[Parts], None]) -> None:
         self._net, self._id, self._hand_over = wire.net, (*wire.identity, number), hand_over
-        self._source, self._target = source, target
+        self._source, self._target, self._reader = source, reader.host, reader
         self._queue: deque[tuple[float, Parts]] = deque()
         self._last = 0.0
         self._count = 0
@@ -98,10 +101,10 @@ class Lane:
     def _deliver(self) -> None:
         self._is_armed = False
         time = self._net.time
-        open_at = self._net.open_from(self._source, self._target)
-        if time.t < open_at:
+        closed_until = max(self._net.open_from(self._source, self._target), self._unread_until())
+        if time.t < closed_until:
             self._is_armed = True
-            time.at(open_at + 0.001, self._deliver)
+            time.at(closed_until + READ_S, self._deliver)
             return
         queue = self._queue
         while queue and queue[0][0] <= time.t:
@@ -111,6 +114,12 @@ class Lane:
         elif self._at_end is not None:
             end, self._at_end = self._at_end, None
             end()
+
+    def _unread_until(self) -> float:
+        """The past: it is read as it comes, at the latest when its reader goes on."""
+        paused_until: float = self._reader.paused_until
+        is_read = self._reader.is_dead or self._net.time.noise(*self._id, 8, int(1000 * paused_until)) < 0.5
+        return 0.0 if is_read else paused_until
 
     def close(self, keep: float, at_end: Callable[[], None] | None) -> None:
         """A part of what is under way arrives yet, then the other side is told."""
@@ -136,8 +145,8 @@ class Wire:
         pair = number_of(f"{dialer.daemon.name}>{dialer.target}")
         self.identity = (pair, net.connects[pair])
         net.connects[pair] += 1
-        self.up = Lane(self, 0, dialer.host, server.host, self._on_up)
-        self.down = Lane(self, 1, server.host, dialer.host, dialer.on_batch)
+        self.up = Lane(self, 0, dialer.host, server, self._on_up)
+        self.down = Lane(self, 1, server.host, dialer.daemon, dialer.on_batch)
         server.wires[self.peer] = self
         net.wires.append(self)
 

@@ -8,10 +8,10 @@ from pilotq import wire
 from pilotq.core import worker_turn as w
 from pilotq.core.turn import Now, Tell
 from pilotq.core.worker import Options, WorkerCore
-from pilotq.model import Ended, Outcome, OutputFile, Resources, Usage
+from pilotq.model import HARMLESS, Ended, Outcome, OutputFile, Resources, Usage
 from tests.sim.clockwork import Clock, Daemon, number_of
-from tests.sim.ledger import Payload
 from tests.sim.network import Dialer, Parts
+from tests.sim.things import Payload
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -39,12 +39,14 @@ class Node:
         self.frozen_until = 0.0
         #: End of the last long pause.
         self.thawed_at = float("-inf")
+        #: How long it will stand still as soon as it is given something.
+        self.pause_given_s = 0.0
         #: All payloads fail at once; files cannot be had.
         self.is_black_hole = False
         self.stage_fails_until = 0.0
 
     def was_frozen(self, since: float) -> bool:
-        return self.thawed_at >= since
+        return self.thawed_at > since
 
     def start(self) -> None:
         """A worker comes up; first it removes all that another one left."""
@@ -74,6 +76,13 @@ class Node:
         if seconds > FROZEN_S:
             self.thawed_at = max(self.thawed_at, self.time.t + seconds)
 
+    def on_given(self) -> None:
+        """Something is on its way to the worker."""
+        seconds, self.pause_given_s = self.pause_given_s, 0.0
+        if seconds:
+            self.time.tell(f"{self.name} stands still for {seconds:g} s")
+            self.pause(seconds, False)
+
     # ---- payloads
 
     def begin(self, token: wire.Token, worker: Worker) -> Payload:
@@ -88,7 +97,8 @@ class Node:
             code = 9 if outcome == Outcome.SIGNAL else 0
         task_s = 0.001 if self.is_black_hole else spec.task_s * (0.5 + noise)
         ends_at = max(time.t, self.frozen_until) + task_s
-        payload = Payload(token, spec, worker.name, self, time.t, ends_at, outcome, code)
+        launched_at = worker.keepers.launched_at[token]
+        payload = Payload(token, spec, worker.name, self, launched_at, time.t, ends_at, outcome, code)
         if token in worker.too_late:
             self.world.ledger.fail("drain", f"{worker.name} drains and starts {token.cluster}.{token.proc}")
         self.world.ledger.on_start(payload)
@@ -107,9 +117,8 @@ class Node:
             self._killed(payload, payload.wanted_end, worker)
             return
         self._over(payload.token, by_itself=True)
-        worker.keepers.on_over(
-            payload.token, Ended(payload.outcome, payload.code, usage=_usage(payload), outputs=_outputs(payload))
-        )
+        ended = Ended(payload.outcome, payload.code, usage=_usage(payload), outputs=_outputs(payload))
+        worker.keepers.on_over(payload.token, ended, payload.started_at)
 
     def suspend(self, token: wire.Token, on: bool, worker: Worker) -> None:
         """A keeper stops it, or lets it go on: it ends later by so much."""
@@ -135,7 +144,7 @@ class Node:
     def _killed(self, payload: Payload, outcome: Outcome, worker: Worker) -> None:
         if payload.is_running:
             self._over(payload.token)
-            worker.keepers.on_over(payload.token, Ended(outcome, usage=_usage(payload)))
+            worker.keepers.on_over(payload.token, Ended(outcome, usage=_usage(payload)), payload.started_at)
 
     def end_all(self) -> None:
         """The keepers see that their worker is gone."""
@@ -169,8 +178,12 @@ class Keepers:
         self._worker, self._node, self._time = worker, worker.node, worker.time
         #: Attempts told of and not over; in the keeper: running ones, and those that wait for another.
         self._home: set[wire.Token] = set()
+        #: When the worker gave them to the keeper.
+        self.launched_at: dict[wire.Token, float] = {}
         self._running: set[wire.Token] = set()
         self._followers: dict[wire.Token, wire.Token] = {}
+        #: Those that failed, and behind which nothing begins yet.
+        self._stopped: set[wire.Token] = set()
         self._order_at = self._event_at = 0.0
         self._count = 0
         self.discards: set[wire.Token] = set()
@@ -179,19 +192,20 @@ class Keepers:
         self._count += 1
         return self._time.noise(13, number_of(self._worker.name), self._count)
 
-    def order(self, action: w.Launch | w.TakeBack | w.End | w.Suspend) -> None:
+    def order(self, action: w.Launch | w.TakeBack | w.GoOn | w.End | w.Suspend) -> None:
         if isinstance(action, w.Launch):
             if action.token in self._home:
                 return
             self._home.add(action.token)
-        elif action.token not in self._home:
+            self.launched_at[action.token] = self._time.t
+        elif not isinstance(action, w.GoOn) and action.token not in self._home:
             return
         noise = self._noise()
         delay = 0.0005 + (noise if noise > 0.97 else noise * 0.002)
         self._order_at = max(self._order_at, self._time.t + delay)
         self._time.at(self._order_at, self._obey, action)
 
-    def _obey(self, action: w.Launch | w.TakeBack | w.End | w.Suspend) -> None:
+    def _obey(self, action: w.Launch | w.TakeBack | w.GoOn | w.End | w.Suspend) -> None:
         if self._worker.is_dead:
             return
         if self._time.t < self._node.frozen_until:
@@ -200,10 +214,13 @@ class Keepers:
             return
         token = action.token
         if isinstance(action, w.Launch):
-            if action.after in self._running or action.after in self._followers:
+            if action.after in self._running or action.after in self._followers or action.after in self._stopped:
                 self._followers[token] = action.after
             else:
                 self._start(token)
+        elif isinstance(action, w.GoOn):
+            self._stopped.discard(token)
+            self._pass_on(token, None)
         elif token in self._running:
             if isinstance(action, w.End):
                 self._node.kill(token, action.outcome, self._worker)
@@ -214,7 +231,7 @@ class Keepers:
         elif token in self._followers:
             self._pass_on(token, self._followers.pop(token))
             if isinstance(action, w.End):
-                self._tell(ended=[(token, Ended(action.outcome))])
+                self._tell(ended=[(token, Ended(action.outcome), 0.0)])
             else:
                 self._tell(returned=[token])
 
@@ -234,22 +251,26 @@ class Keepers:
                 del self._followers[follower]
                 self._start(follower)
 
-    def on_over(self, token: wire.Token, end: Ended) -> None:
+    def on_over(self, token: wire.Token, end: Ended, began_at: float) -> None:
         if self._worker.is_dead or token not in self._running:
             return
         self._running.discard(token)
-        self._tell(ended=[(token, end)])
-        self._pass_on(token, None)
+        self._tell(ended=[(token, end, began_at)])
+        if end.outcome in HARMLESS:
+            self._pass_on(token, None)
+        else:
+            self._stopped.add(token)
 
     def die(self) -> None:
         """The keeper is killed: all in it is over, another one comes."""
-        told: list[tuple[wire.Token, Ended]] = []
+        told: list[tuple[wire.Token, Ended, float]] = []
         for token in list(self._running):
             self._node._over(token)
-            told.append((token, Ended(Outcome.LOST, reason="its keeper died")))
-        told += [(token, Ended(Outcome.EVICTED)) for token in self._followers]
+            told.append((token, Ended(Outcome.LOST, reason="its keeper died"), 0.0))
+        told += [(token, Ended(Outcome.EVICTED), 0.0) for token in self._followers]
         self._running.clear()
         self._followers.clear()
+        self._stopped.clear()
         if told:
             self._tell(ended=told)
 
@@ -260,7 +281,7 @@ class Keepers:
         self._time.at(self._event_at, self._told, w.FromKeepers(**what))
 
     def _told(self, event: w.FromKeepers) -> None:
-        for token, _ in event.ended:
+        for token, _, _ in event.ended:
             self._home.discard(token)
             if token in self.discards:
                 self._node.sandboxes.discard(token)
@@ -417,6 +438,7 @@ class Worker(Daemon):
         w.Launch: lambda self, action: self.keepers.order(action),
         w.TakeBack: lambda self, action: self.keepers.order(action),
         w.Suspend: lambda self, action: self.keepers.order(action),
+        w.GoOn: lambda self, action: self.keepers.order(action),
         w.End: _end,
         w.Discard: _discard,
         w.Serve: _serve,

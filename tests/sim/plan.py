@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tests.sim.ledger import Spec
+from tests.sim.things import Spec
 
 
 class Item(NamedTuple):
@@ -67,6 +67,7 @@ FAULTS: dict[str, int] = {
     "hang_foreman": 3,
     "pause_worker": 3,
     "pause_node": 1,
+    "pause_given": 3,
     "cut": 6,
     "cut_one_way": 4,
     "flap": 5,
@@ -227,6 +228,8 @@ def _args(kind: str, plan: Plan, choose: random.Random) -> tuple[Any, ...]:
         return (foreman, away)
     if kind in ("pause_worker", "pause_node", "stage_fails"):
         return (node, seconds)
+    if kind == "pause_given":
+        return (node, round(plan.lease_s * choose.uniform(1.0, 1.2) + choose.uniform(0.0, 60.0), 3))
     if kind == "black_hole":
         # Often the same one.
         return (node if choose.random() < 0.3 else 0, round(choose.uniform(5.0, 60.0), 3))

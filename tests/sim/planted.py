@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -23,46 +21,7 @@ from pilotq.core.worker_session import Session
 from pilotq.model import ENDING, Ended, Outcome, State
 from pilotq.store.memory import MemoryStore
 from tests.sim import head
-
-
-class Planted(NamedTuple):
-    """A bug: what it is, and (owner, attribute, replacement)."""
-
-    name: str
-    text: str
-    patches: tuple[tuple[Any, str, Any], ...]
-
-
-@contextlib.contextmanager
-def planted(bug: Planted) -> Iterator[None]:
-    """With the bug in place."""
-    before = [(owner, name, owner.__dict__[name]) for owner, name, _ in bug.patches]
-    try:
-        for owner, name, wrong in bug.patches:
-            setattr(owner, name, wrong)
-        yield
-    finally:
-        for owner, name, right in before:
-            setattr(owner, name, right)
-
-
-BUGS: list[Planted] = []
-
-
-def _bug(name: str, text: str, owner: Any, attribute: str) -> Any:
-    """The decorated function takes the place of the attribute; it gets the right one first."""
-
-    def plant(wrong: Any) -> Any:
-        right = getattr(owner, attribute)
-
-        def in_place(*arguments: Any, **more: Any) -> Any:
-            return wrong(right, *arguments, **more)
-
-        BUGS.append(Planted(name, text, ((owner, attribute, in_place),)))
-        return wrong
-
-    return plant
-
+from tests.sim.planting import BUGS, Planted, bug
 
 # ---- the commit, and what may leave only after it
 
@@ -85,10 +44,10 @@ for _name, _text, _kinds in (
     ("answer-early", "clients are answered before the commit", (t.Answer,)),
     ("assign-early", "assignments leave before the commit", (t.SendAssign, t.SendDescription)),
 ):
-    _bug(_name, _text, head.Master, "take_turn")(_early(*_kinds))
+    bug(_name, _text, head.Master, "take_turn")(_early(*_kinds))
 
 
-@_bug("fsync-ignored", "after a commit that failed the master goes on", head.Master, "_durable")
+@bug("fsync-ignored", "after a commit that failed the master goes on", head.Master, "_durable")
 def _(right: Any, self: Any, records: list[Any], actions: list[Any]) -> None:
     faults = self.world.disk_faults
     if faults.breaks == "lost":
@@ -98,7 +57,7 @@ def _(right: Any, self: Any, records: list[Any], actions: list[Any]) -> None:
     right(self, records, actions)
 
 
-@_bug("note-apart", "the last note is committed after the result", queue.Queue, "flush")
+@bug("note-apart", "the last note is committed after the result", queue.Queue, "flush")
 def _(right: Any, self: Any, wall: float) -> Any:
     notes, self._notes = self._notes, {}
     kept, self._kept = getattr(self, "_kept", {}), notes
@@ -106,20 +65,25 @@ def _(right: Any, self: Any, wall: float) -> Any:
     return right(self, wall)
 
 
-@_bug("key-twice", "a key is not looked up", MasterCore, "on_submit")
+@bug("key-twice", "a key is not looked up", MasterCore, "on_submit")
 def _(right: Any, self: Any, event: t.Submit, now: Now) -> None:
     self.queue.keys.clear()
     right(self, event, now)
 
 
-@_bug("key-forgotten", "keys of ended clusters do not survive a restart", MemoryStore, "load")
+@bug("key-forgotten", "keys of ended clusters do not survive a restart", MemoryStore, "load")
 def _(right: Any, self: Any) -> Any:
     loaded = right(self)
     loaded.ended_keys = []
     return loaded
 
 
-@_bug("wait-early", "the end of a cluster is answered when nothing of it is idle", MasterCore, "on_wait")
+@bug("key-not-looked-up", "a key that is not remembered is taken for a new one", MemoryStore, "find_key")
+def _(right: Any, self: Any, owner: str, key: str) -> list[int]:
+    return []
+
+
+@bug("wait-early", "the end of a cluster is answered when nothing of it is idle", MasterCore, "on_wait")
 def _(right: Any, self: Any, event: t.Wait, now: Now) -> None:
     cluster = self.queue.clusters.get(event.cluster)
     if cluster is not None and not cluster.idle:
@@ -131,19 +95,19 @@ def _(right: Any, self: Any, event: t.Wait, now: Now) -> None:
 # ---- what begins before its commit, and what waits for the next one
 
 
-@_bug("events-handed", "events of logs are handed to the scribe before their commit", MasterCore, "_turn")
+@bug("events-handed", "events of logs are handed to the scribe before their commit", MasterCore, "_turn")
 def _(right: Any, self: Any, now: Now) -> t.Turn:
     turn: t.Turn = right(self, now)
     handed = [t.HandNotes(record.notes) for record in turn.records if isinstance(record, NotesAdded)]
     return t.Turn(turn.records, turn.actions, handed, turn.may_wait)
 
 
-@_bug("later-dropped", "a turn that waits for the next commit is forgotten when there is one", daemon, "_joined")
+@bug("later-dropped", "a turn that waits for the next commit is forgotten when there is one", daemon, "_joined")
 def _(right: Any, turn: t.Turn, later: t.Turn) -> t.Turn:
     return right(t.Turn(), later)
 
 
-@_bug("later-undone", "what follows a turn that waits is done at once", head.Master, "on_settled")
+@bug("later-undone", "what follows a turn that waits is done at once", head.Master, "on_settled")
 def _(right: Any, self: Any, turn: t.Turn) -> None:
     right(self, turn)
     if turn.may_wait:
@@ -151,7 +115,7 @@ def _(right: Any, self: Any, turn: t.Turn) -> None:
         turn.actions = []
 
 
-@_bug("handed-is-written", "a new scribe passes over what the one before was handed", head.Master, "new_scribe")
+@bug("handed-is-written", "a new scribe passes over what the one before was handed", head.Master, "new_scribe")
 def _(right: Any, self: Any) -> None:
     before = self.scribe
     right(self)
@@ -161,7 +125,7 @@ def _(right: Any, self: Any) -> None:
 # ---- results
 
 
-@_bug("any-attempt", "the attempt number of a result is not looked at", results.Results, "_judge")
+@bug("any-attempt", "the attempt number of a result is not looked at", results.Results, "_judge")
 def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     if cluster is not None and cluster.has(token.proc):
@@ -169,12 +133,12 @@ def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: No
     return right(self, worker, token, end, now)
 
 
-@_bug("late-refused", "a finished result is acknowledged and dropped when contact was lost", results.Results, "_judge")
+@bug("late-refused", "a finished result is acknowledged and dropped when contact was lost", results.Results, "_judge")
 def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
     return True if not worker.number((token.cluster, token.proc)) else right(self, worker, token, end, now)
 
 
-@_bug("late-twice", "a late success is adopted while its outputs are written", results.Results, "_judge")
+@bug("late-twice", "a late success is adopted while its outputs are written", results.Results, "_judge")
 def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     if cluster is not None and cluster.has(token.proc) and cluster.state(token.proc) == State.STAGING_OUT:
@@ -182,47 +146,67 @@ def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: No
     return right(self, worker, token, end, now)
 
 
-@_bug("collect-acked", "a result is acknowledged while its outputs are still pulled", results.Results, "_judge")
+@bug("collect-acked", "a result is acknowledged while its outputs are still pulled", results.Results, "_judge")
 def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
     right(self, worker, token, end, now)
     return True
 
 
-@_bug("speaks-for-others", "anybody may tell the result of an attempt", results.Results, "_judge")
+@bug("speaks-for-others", "anybody may tell the result of an attempt", results.Results, "_judge")
 def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
     cluster = self._master.queue.clusters.get(token.cluster)
     holder = cluster.facts_of(token.proc).worker if cluster is not None and cluster.has(token.proc) else ""
     return right(self, self._master.peers.workers.get(holder, worker), token, end, now)
 
 
-@_bug("judged-twice", "with a policy, a result told twice counts twice", policy.Policy, "judges_exits")
+@bug("judged-twice", "with a policy, a result told twice counts twice", policy.Policy, "judges_exits")
 def _(right: Any, self: Any, cluster: Any) -> bool:
     return False
 
 
-@_bug("ended-wanted", "the result of an attempt that was told to end counts", results.Results, "_judge")
+@bug("ended-wanted", "the result of an attempt that was told to end counts", results.Results, "_judge")
 def _(right: Any, self: Any, worker: Any, token: wire.Token, end: Ended, now: Now) -> Any:
-    self._master.sessions.on_ended(worker, token)
+    cluster = self._master.queue.clusters.get(token.cluster)
+    if token in worker.ending and cluster is not None and cluster.state(token.proc) == State.IDLE:
+        self._master.sessions.on_ended(worker, token)
+        has_lost = peers.Worker.has_lost
+        peers.Worker.has_lost = lambda *_: True  # type: ignore[method-assign]
+        try:
+            return right(self, worker, token, end, now)
+        finally:
+            peers.Worker.has_lost = has_lost  # type: ignore[method-assign]
     return right(self, worker, token, end, now)
+
+
+@bug("dropped-once", "a dropped result is forgotten before its worker forgot it", results.Results, "on_result")
+def _(right: Any, self: Any, worker: Any, message: wire.Result, now: Now) -> None:
+    right(self, worker, message, now)
+    for token in message.tokens:
+        self._master.sessions.on_ended(worker, token)
+
+
+@bug("judged-again", "a result that was judged is taken for a late one", peers.Worker, "has_lost")
+def _(right: Any, self: Any, cluster: Any, proc: int) -> bool:
+    return True
 
 
 # ---- leases and sessions
 
 
-@_bug("lose-on-reset", "a connection that broke frees what the worker held", Sessions, "on_peer_lost")
+@bug("lose-on-reset", "a connection that broke frees what the worker held", Sessions, "on_peer_lost")
 def _(right: Any, self: Any, event: t.PeerLost, now: Now) -> None:
     for worker in self._peers.lose_peer(event.peer):
         self._bury(worker, "connection lost", now)
 
 
-@_bug("lose-on-gone", "a foreman that says that a session ended frees what the worker held", peers.Peers, "disconnect")
+@bug("lose-on-gone", "a foreman that says that a session ended frees what the worker held", peers.Peers, "disconnect")
 def _(right: Any, self: Any, worker: Any) -> None:
     if worker.route is not None and worker.route.session:
         worker.lease_over_at = 0.0
     right(self, worker)
 
 
-@_bug("wall-lease", "the master counts leases by the wall clock", Sessions, "on_time")
+@bug("wall-lease", "the master counts leases by the wall clock", Sessions, "on_time")
 def _(right: Any, self: Any, now: Now) -> None:
     first = self.__dict__.setdefault("_first", now)
     right(self, Now(now.boot + (now.wall - first.wall) - (now.boot - first.boot), now.wall))
@@ -237,14 +221,14 @@ BUGS.append(
 )
 
 
-@_bug("restart-not-renewed", "after a restart leases count as over", MasterCore, "_take_back")
+@bug("restart-not-renewed", "after a restart leases count as over", MasterCore, "_take_back")
 def _(right: Any, self: Any, now: Now) -> None:
     right(self, now)
     for worker in self.peers.workers.values():
         worker.lease_over_at = now.boot
 
 
-@_bug("restart-not-fenced", "after a restart what was told to end is forgotten", MasterCore, "_take_back")
+@bug("restart-not-fenced", "after a restart what was told to end is forgotten", MasterCore, "_take_back")
 def _(right: Any, self: Any, now: Now) -> None:
     right(self, now)
     for cluster in self.queue.clusters.values():
@@ -254,7 +238,7 @@ def _(right: Any, self: Any, now: Now) -> None:
             self.queue.ready.add(cluster)
 
 
-@_bug("attempt-reused", "attempt numbers begin anew after a restart", MasterCore, "_take_back")
+@bug("attempt-reused", "attempt numbers begin anew after a restart", MasterCore, "_take_back")
 def _(right: Any, self: Any, now: Now) -> None:
     right(self, now)
     for cluster in self.queue.clusters.values():
@@ -263,31 +247,39 @@ def _(right: Any, self: Any, now: Now) -> None:
                 cluster.attempts[proc] = 0
 
 
-@_bug("receipt-lease", "the worker counts its lease from when the answer came", Session, "on_renew")
+@bug("receipt-lease", "the worker counts its lease from when the answer came", Session, "on_renew")
 def _(right: Any, self: Any, message: wire.Renew, now: Now) -> None:
     right(self, message, now)
     self._lease_over_at = max(self._lease_over_at, now.boot + self._lease_s)
 
 
-@_bug("lease-ignored", "a worker without contact goes on for ever", WorkerCore, "give_up")
+@bug("unread-started", "a worker starts what lay unread until its lease was over", WorkerCore, "on_assign")
+def _(right: Any, self: Any, message: wire.Assign, now: Now) -> None:
+    session, over_at = self.session, self.session._lease_over_at
+    session._lease_over_at = float("inf")
+    right(self, message, now)
+    session._lease_over_at = over_at
+
+
+@bug("lease-ignored", "a worker without contact goes on for ever", WorkerCore, "give_up")
 def _(right: Any, self: Any, now: Now) -> None:
     return
 
 
-@_bug("kill-swapped", "the answer to an inventory ends what should stay", Sessions, "_take_in")
+@bug("kill-swapped", "the answer to an inventory ends what should stay", Sessions, "_take_in")
 def _(right: Any, self: Any, worker: Any, message: wire.Hello, now: Now) -> Any:
     kill = right(self, worker, message, now)
     return [token for token in message.live if token not in kill]
 
 
-@_bug("kill-not-repeated", "what should end is not told again to a worker that comes back", Sessions, "_take_in")
+@bug("kill-not-repeated", "what should end is not told again to a worker that comes back", Sessions, "_take_in")
 def _(right: Any, self: Any, worker: Any, message: wire.Hello, now: Now) -> Any:
     for token in right(self, worker, message, now):
         self.on_ended(worker, token)
     return []
 
 
-@_bug("adopts-others", "an inventory takes what another worker got", Sessions, "_adopt")
+@bug("adopts-others", "an inventory takes what another worker got", Sessions, "_adopt")
 def _(right: Any, self: Any, worker: Any, cluster: Any, token: wire.Token, now: Now) -> Any:
     other = self._peers.workers.get(cluster.facts_of(token.proc).worker) if cluster.has(token.proc) else None
     if other is None or other is worker or cluster.attempts[token.proc] != token.attempt:
@@ -297,7 +289,7 @@ def _(right: Any, self: Any, worker: Any, cluster: Any, token: wire.Token, now: 
     return right(self, worker, cluster, token, now)
 
 
-@_bug("hello-believed", "what a hello lacks counts without a question", Sessions, "on_hello")
+@bug("hello-believed", "what a hello lacks counts without a question", Sessions, "on_hello")
 def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
     worker = self._peers.workers.get(message.worker)
     if worker is not None and worker.route != event.route and message.generation >= worker.generation:
@@ -306,12 +298,12 @@ def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -
     right(self, event, message, now)
 
 
-@_bug("left-comes-back", "a worker that left is let in by an old hello", peers.Peers, "remove")
+@bug("left-comes-back", "a worker that left is let in by an old hello", peers.Peers, "remove")
 def _(right: Any, self: Any, worker: Any, *, is_over: bool = False) -> None:
     right(self, worker)
 
 
-@_bug("ending-adopted", "an inventory takes back what was told to end", Sessions, "_take_in")
+@bug("ending-adopted", "an inventory takes back what was told to end", Sessions, "_take_in")
 def _(right: Any, self: Any, worker: Any, message: wire.Hello, now: Now) -> Any:
     ending, worker.ending = worker.ending, {}
     kill = right(self, worker, message, now)
@@ -319,12 +311,12 @@ def _(right: Any, self: Any, worker: Any, message: wire.Hello, now: Now) -> Any:
     return kill
 
 
-@_bug("hold-keeps-result", "a hold does not end an attempt whose outputs come", peers.Worker, "begin_ending")
+@bug("hold-keeps-result", "a hold does not end an attempt whose outputs come", peers.Worker, "begin_ending")
 def _(right: Any, self: Any, task: tuple[int, int]) -> Any:
     return None if task in self.returned else right(self, task)
 
 
-@_bug("old-hello", "a hello of an older session counts when the newer one is gone", Sessions, "on_hello")
+@bug("old-hello", "a hello of an older session counts when the newer one is gone", Sessions, "on_hello")
 def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
     worker = self._peers.workers.get(message.worker)
     if worker is not None and worker.route is None:
@@ -335,7 +327,7 @@ def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -
     right(self, event, message, now)
 
 
-@_bug("questions-breed", "each hello that is no answer brings one more question", Sessions, "on_hello")
+@bug("questions-breed", "each hello that is no answer brings one more question", Sessions, "on_hello")
 def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
     worker = self._peers.workers.get(message.worker)
     if worker is not None and worker.route == event.route and worker.asked and message.answers != worker.ask:
@@ -344,7 +336,7 @@ def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -
     right(self, event, message, now)
 
 
-@_bug("drain-lost", "a drain is not told to a worker that connects again", Sessions, "on_hello")
+@bug("drain-lost", "a drain is not told to a worker that connects again", Sessions, "on_hello")
 def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -> None:
     worker = self._peers.workers.get(message.worker)
     wanted = worker is not None and worker.drain_wanted
@@ -355,29 +347,36 @@ def _(right: Any, self: Any, event: t.FromPeer, message: wire.Hello, now: Now) -
         worker.drain_wanted = True
 
 
-@_bug("release-races", "a released task does not wait for its first copy to end", Acts, "release")
+@bug("drain-not-kept", "a drain by name does not survive a restart of the master", MemoryStore, "load")
+def _(right: Any, self: Any) -> Any:
+    loaded = right(self)
+    loaded.drains = []
+    return loaded
+
+
+@bug("release-races", "a released task does not wait for its first copy to end", Acts, "release")
 def _(right: Any, self: Any, cluster: Any, proc: int, reason: str, now: Now) -> None:
     self._master.queue.release(cluster, proc, now.wall, reason)
 
 
-@_bug("delta-credit", "every heartbeat adds to what a worker offers", Sessions, "on_beat")
+@bug("delta-credit", "every heartbeat adds to what a worker offers", Sessions, "on_beat")
 def _(right: Any, self: Any, worker: Any, message: wire.Beat, now: Now) -> None:
     more = worker.offer.capacity.cpus
     capacity = msgspec.structs.replace(message.offer.capacity, cpus=message.offer.capacity.cpus + more)
     right(self, worker, msgspec.structs.replace(message, offer=wire.Offer(capacity)), now)
 
 
-@_bug("assign-to-draining", "a worker that drains gets tasks", peers.Worker, "takes_tasks")
+@bug("assign-to-draining", "a worker that drains gets tasks", peers.Worker, "takes_tasks")
 def _(right: Any, self: Any, boot: float, contact_lost_s: float) -> bool:
     return self.route is not None and not self.asked
 
 
-@_bug("called-back-twice", "what a suspended node gives back starts elsewhere at once", queue.Queue, "requeue")
+@bug("called-back-twice", "what a suspended node gives back starts elsewhere at once", queue.Queue, "requeue")
 def _(right: Any, self: Any, *arguments: Any, still_runs: bool = False, **more: bool) -> None:
     right(self, *arguments, **more)
 
 
-@_bug("called-back-forgotten", "a restart forgets what a suspended node is to give back", queue.Queue, "flush")
+@bug("called-back-forgotten", "a restart forgets what a suspended node is to give back", queue.Queue, "flush")
 def _(right: Any, self: Any, wall: float) -> Any:
     records = right(self, wall)
     for record in records:
@@ -391,7 +390,7 @@ def _(right: Any, self: Any, wall: float) -> Any:
 # ---- workers, foremen, scribe
 
 
-@_bug("results-forgotten", "a worker forgets a result once it is sent", WorkerCore, "_say_results")
+@bug("results-forgotten", "a worker forgets a result once it is sent", WorkerCore, "_say_results")
 def _(right: Any, self: Any, results: Any) -> None:
     sent = list(results)
     right(self, results)
@@ -400,30 +399,30 @@ def _(right: Any, self: Any, results: Any) -> None:
         self.actions.append(w.Discard(sent))
 
 
-@_bug("results-not-resent", "a worker does not tell its results again", WorkerCore, "send_results")
+@bug("results-not-resent", "a worker does not tell its results again", WorkerCore, "send_results")
 def _(right: Any, self: Any, now: Now) -> None:
     self._resend_at = float("inf")
 
 
-@_bug("drained-accepts", "a worker that drains takes tasks", WorkerCore, "on_assign")
+@bug("drained-accepts", "a worker that drains takes tasks", WorkerCore, "on_assign")
 def _(right: Any, self: Any, message: wire.Assign, now: Now) -> None:
     draining, self.draining = self.draining, ""
     right(self, message, now)
     self.draining = draining
 
 
-@_bug("hello-keeps-still", "what a worker stopped stays so when it comes back", Sessions, "_set_right")
+@bug("hello-keeps-still", "what a worker stopped stays so when it comes back", Sessions, "_set_right")
 def _(right: Any, self: Any, worker: Any, message: wire.Hello) -> None:
     pass
 
 
-@_bug("kill-answered-early", "a worker says that an attempt is gone when it begins to end it", WorkerCore, "on_kill")
+@bug("kill-answered-early", "a worker says that an attempt is gone when it begins to end it", WorkerCore, "on_kill")
 def _(right: Any, self: Any, message: wire.Kill, now: Now) -> None:
     right(self, message, now)
     self._say(wire.Killed(message.tokens))
 
 
-@_bug("foreman-acks", "a foreman acknowledges results", ForemanCore, "_from_below")
+@bug("foreman-acks", "a foreman acknowledges results", ForemanCore, "_from_below")
 def _(right: Any, self: Any, event: foreman.FromBelow, now: Now) -> None:
     right(self, event, now)
     for payload in event.payloads:
@@ -432,7 +431,7 @@ def _(right: Any, self: Any, event: foreman.FromBelow, now: Now) -> None:
             self._down(event.session, wire.Ack(message.tokens))
 
 
-@_bug("mark-before-append", "the scribe marks an event as written before it appends it", head.Scribe, "_put_down")
+@bug("mark-before-append", "the scribe marks an event as written before it appends it", head.Scribe, "_put_down")
 def _(right: Any, self: Any, note: Any) -> None:
     self.world.journal.setdefault(note.n, (0, True))
     self._effect()
@@ -441,7 +440,14 @@ def _(right: Any, self: Any, note: Any) -> None:
         right(self, note)
 
 
-@_bug("append-unseen", "a new scribe does not compare the log with its journal", head.Scribe, "_put_down")
+@bug("log-given-up", "a log that refused is not tried again before something new comes", head.Scribe, "_write")
+def _(right: Any, self: Any, cluster: int) -> None:
+    after, self.time.after = self.time.after, lambda seconds, *what: seconds < 1 and after(seconds, *what)
+    right(self, cluster)
+    self.time.after = after
+
+
+@bug("append-unseen", "a new scribe does not compare the log with its journal", head.Scribe, "_put_down")
 def _(right: Any, self: Any, note: Any) -> None:
     known = self.world.journal.get(note.n)
     if known is not None and not known[1]:
@@ -449,12 +455,12 @@ def _(right: Any, self: Any, note: Any) -> None:
     right(self, note)
 
 
-@_bug("outcomes-mixed", "results of one message are taken in the wrong order", results.Results, "on_result")
+@bug("outcomes-mixed", "results of one message are taken in the wrong order", results.Results, "on_result")
 def _(right: Any, self: Any, worker: Any, message: wire.Result, now: Now) -> None:
     right(self, worker, msgspec.structs.replace(message, ends=message.ends[::-1]), now)
 
 
-@_bug("lost-is-done", "a task whose worker is lost counts as done", results.Results, "_lost")
+@bug("lost-is-done", "a task whose worker is lost counts as done", results.Results, "_lost")
 def _(right: Any, self: Any, cluster: Any, proc: int, end: Ended, now: Now, **more: bool) -> None:
     if end.outcome == Outcome.LOST and Outcome.EXIT in ENDING:
         self._master.queue.complete(cluster, proc, now.wall, Ended(Outcome.EXIT, 1), cluster.attempts[proc])

@@ -9,6 +9,7 @@ from pilotq import wire
 from pilotq.core import turn as t
 from pilotq.core.records import Note
 from pilotq.scribe import IN_HAND_MAX
+from pilotq.scribe.lanes import RETRY_S_MAX
 
 if TYPE_CHECKING:
     from tests.sim.head import Master
@@ -36,10 +37,9 @@ class Scribe:
         self._ahead: set[int] = set()
         #: Came by hand and are not written.
         self._by_hand: set[int] = set()
-        #: By log; and those whose log cannot be written, with what was told of them.
+        #: By log; which are at work; and the notes that were told to be such as cannot be written.
         self._lanes: dict[int, deque[Note]] = {}
         self._busy: set[int] = set()
-        self._parked: set[int] = set()
         self._told: set[int] = set()
         self.time.after(self.PIPE_S, self._look, woken)
 
@@ -86,18 +86,12 @@ class Scribe:
     def _take_in(self, note: Note) -> None:
         self._lanes.setdefault(note.cluster, deque()).append(note)
         # One more note is a reason to try the log again.
-        self._parked.discard(note.cluster)
         self._go_on(note.cluster)
 
     def retry(self, ns: list[int]) -> None:
         for cluster in [c for c, lane in self._lanes.items() if any(note.n in ns for note in lane)]:
             self._told.difference_update(note.n for note in self._lanes[cluster])
-            self._parked.discard(cluster)
             self._go_on(cluster)
-
-    def retry_all(self) -> None:
-        """As a new scribe does."""
-        self.retry([note.n for lane in self._lanes.values() for note in lane])
 
     def _go_on(self, cluster: int) -> None:
         if cluster not in self._busy and self._lanes[cluster]:
@@ -118,11 +112,13 @@ class Scribe:
         note = self._lanes[cluster][0]
         if self.time.t < self.world.log_broken.get(cluster, 0.0):
             self._busy.discard(cluster)
-            self._parked.add(cluster)
+            if self.world.ledger.specs[cluster].has_log:
+                self.time.after(RETRY_S_MAX, self._go_on, cluster)
             for waiting in self._lanes[cluster]:
                 self._tell_failed(waiting)
             return
-        if note.n in self.world.disk.outbox or note.n in self._by_hand:
+        # What is committed and not in the outbox is gone, however it came.
+        if note.n in self.world.disk.outbox or (note.n in self._by_hand and note.n > self.woken):
             self._put_down(note)
             if self.is_dead:
                 return

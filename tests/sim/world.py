@@ -214,6 +214,10 @@ class World:
     def _pause_node(self, number: int, seconds: float) -> None:
         self.nodes[number].pause(seconds, True)
 
+    def _pause_given(self, number: int, seconds: float) -> None:
+        """The worker's process stands still when its next tasks are on their way to it."""
+        self.nodes[number].pause_given_s = seconds
+
     def _cut(self, one: str, other: str, seconds: float) -> None:
         self.net.cut(one, other, seconds)
         self.net.cut(other, one, seconds)
@@ -293,13 +297,6 @@ class World:
         if worker is not None:
             self.clients.worker_verb(worker.name, "forget")
 
-    def on_forget(self, name: str) -> None:
-        """If that worker lives, he who said so takes the blame for a second copy."""
-        self.ledger.on_forget(name)
-        for node in self.nodes:
-            if node.worker is not None and node.worker.name == name:
-                node.thawed_at = max(node.thawed_at, self.time.t + 20.0)
-
     def _resume(self, number: int) -> None:
         worker = self.nodes[number].worker
         if worker is not None:
@@ -327,7 +324,7 @@ class World:
         if self.master is not None:
             self.master.scribe.fuse, self.master.dies_before = -1, None
         for node in self.nodes:
-            node.is_black_hole, node.stage_fails_until = False, 0.0
+            node.is_black_hole, node.stage_fails_until, node.pause_given_s = False, 0.0, 0.0
             worker = node.worker
             if worker is not None and not worker.is_dead and worker.name in self.ledger.liars:
                 # Nobody owes anything to somebody who lied.
@@ -338,8 +335,6 @@ class World:
         """Somebody releases what is held, and starts what has left."""
         self._no_drain()
         self.clients.release_all()
-        if self.master is not None and not self.master.is_dead:
-            self.master.scribe.retry_all()
         for node in self.nodes:
             if node.worker is None or node.worker.is_dead:
                 node.start()
