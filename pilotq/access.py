@@ -48,6 +48,8 @@ MESSAGES: dict[type, frozenset[Role]] = {
     wire.ForemanHello: _FOREMAN,
     wire.ForemanBeat: _FOREMAN,
     wire.Gone: _FOREMAN,
+    # What is in it is asked by the same role; see below.
+    wire.Flow: _LOOK,
 }
 #: What can be asked of the master's socket, and who may ask it.
 REQUESTS: dict[str, frozenset[Role]] = {
@@ -55,6 +57,13 @@ REQUESTS: dict[str, frozenset[Role]] = {
     "condor_history": _LOOK,
     "condor_status": _LOOK,
     "condor_version": _LOOK,
+    "condor_who": _LOOK,
+    "condor_config_val": _LOOK,
+    "condor_ping": _LOOK,
+    "condor_reschedule": _LOOK,
+    "condor_userprio": _LOOK,
+    "condor_tail": _DO,
+    "condor_transfer_data": _DO,
     "GET /v1/status": _LOOK,
     "GET /v1/clusters": _LOOK,
     "GET /v1/tasks": _LOOK,
@@ -65,6 +74,13 @@ REQUESTS: dict[str, frozenset[Role]] = {
     "condor_rm": _DO,
     "condor_hold": _DO,
     "condor_release": _DO,
+    "condor_suspend": _DO,
+    "condor_continue": _DO,
+    "condor_vacate_job": _DO,
+    "condor_qedit": _DO,
+    "condor_prio": _DO,
+    "condor_drain": _RULE,
+    "condor_vacate": _RULE,
     "POST /v1/act": _DO,
     "POST /v1/drain": _RULE,
     "POST /v1/worker": _RULE,

@@ -18,18 +18,18 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from pilotq.access import REQUESTS, Role, may_ask
-from pilotq.condor import actions
+from pilotq.commands import Commands, Office
 from pilotq.condor.request import Reply, Request, raw, read_fields, read_request, write_fields, write_reply
-from pilotq.condor.submit import Plan, Site, plan_submit, submitted
+from pilotq.condor.submit import Plan, plan_submit, submitted
 from pilotq.core.turn import NewCluster
 from pilotq.deltas import Block
 from pilotq.errors import PilotqError, UnavailableError, UserError
-from pilotq.http import Answer, HttpError, HttpServer
+from pilotq.http import Answer, HttpError, HttpServer, listen
 from pilotq.http import Request as HttpRequest
 from pilotq.model import FileRef, Resources, Submission
 from pilotq.wire import PAYLOAD_BYTES_MAX
@@ -37,9 +37,9 @@ from pilotq.wire import PAYLOAD_BYTES_MAX
 log = logging.getLogger(__name__)
 
 #: Tools the query process answers; their requests are passed on unopened.
-QUERIES = frozenset({"condor_q", "condor_history", "condor_status", "condor_version"})
-ACTIONS = frozenset({"condor_rm", "condor_hold", "condor_release"})
-_VERBS = {"cancel": "cancel", "hold": "hold", "release": "release"}
+QUERIES = frozenset({"condor_q", "condor_history", "condor_status", "condor_version", "condor_who"})
+#: Of POST /v1/act.
+VERBS = frozenset({"cancel", "hold", "release", "suspend", "continue", "vacate"})
 REQUEST_BYTES_MAX = 64 << 20
 #: A description and a delta must leave room in a payload.
 PACKED_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
@@ -49,38 +49,6 @@ WAIT_S_MAX = 60.0
 SMALL = 200
 #: Plans remembered for a second, and the largest request of one.
 PLANS_MAX, PLAN_BYTES_MAX = 100, 16 << 10
-
-
-class Office(Protocol):
-    """What the master does for the API."""
-
-    site: Site
-
-    async def submit(self, key: str, clusters: list[NewCluster]) -> list[int] | str:
-        """Ids, durable; or why not."""
-
-    async def act(self, verb: str, selection: list[tuple[int, int]], reason: str, subcode: int = 0) -> list[Any]: ...
-    async def worker_verb(self, worker: str, verb: str) -> bool: ...
-    def drain(self, on: bool) -> None: ...
-    def is_empty(self) -> bool: ...
-    def status(self) -> dict[str, Any]: ...
-    def clusters(self, ids: list[int]) -> tuple[list[dict[str, Any]], list[int]]:
-        """Of live clusters (all, without ids); ids of others."""
-
-    async def over(self, ids: list[int], wait_s: float) -> list[dict[str, Any]]:
-        """Of clusters that are over now, or within this time; all live ones, without ids."""
-
-    def head_facts(self, whole: bool) -> dict[str, Any]:
-        """What only the master knows and the query process needs; `whole`: with all workers."""
-
-    def query(self, message: dict[str, Any]) -> AsyncIterator[bytes]: ...
-    async def keep_file(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
-    async def keep_small_files(self, files: list[bytes]) -> list[tuple[str, int]]: ...
-    def refusal(self) -> str:
-        """Why nothing new is accepted at the moment; ""."""
-
-    def is_known(self, owner: str, key: str) -> bool:
-        """Was this submission accepted before?"""
 
 
 class _Judged(msgspec.Struct):
@@ -192,6 +160,7 @@ class Api:
     def __init__(self, office: Office, role_of: Callable[[int], str] = role_of_uid) -> None:
         self.office = office
         self._plans = _Plans()
+        self._commands = Commands(office)
         self._server = HttpServer(self.answer, role_of)
         self._handlers: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[Answer]]] = {
             ("POST", "/condor"): self.on_condor,
@@ -207,18 +176,11 @@ class Api:
         }
 
     async def start(self, path: Path) -> None:
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 (a local directory)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # A path may be longer than a socket address: bind relative to its directory.
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-        try:
-            before = os.umask(0o177)
-            listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-            os.umask(before)
-        finally:
-            os.close(folder)
-        listener.listen(1024)
-        await self._server.start(listener)
+        await self._server.start(listen(path))
+
+    async def serve(self, peer: socket.socket, role: str, user: str) -> None:
+        """One connection of somebody whose key said who he is."""
+        await self._server.serve(peer, role, user)
 
     async def close(self) -> None:
         await self._server.close()
@@ -255,17 +217,15 @@ class Api:
     async def on_condor(self, http: HttpRequest) -> Answer:
         data = await http.read(REQUEST_BYTES_MAX)
         # Who he is says the socket, not he.
-        request = dataclasses.replace(read_request(data), user=account_name(http.uid), uid=http.uid)
+        request = dataclasses.replace(read_request(data), user=http.user or account_name(http.uid), uid=http.uid)
         if request.tool in REQUESTS and not may_ask(http.role, request.tool):
             return _line(403, f"{request.tool} is not for a {http.role}")
         if request.tool in QUERIES:
             return await self._relay(request.tool, data)
         if request.tool == "condor_submit":
             reply = await self._submit(request, data)
-        elif request.tool in ACTIONS:
-            reply = await self._act(request)
         else:
-            reply = Reply(err=f"{request.tool}: pilotq does not have this command yet\n", exit=1)
+            reply = await self._commands.answer(request)
         return Answer(write_reply(reply))
 
     async def _submit(self, request: Request, data: bytes) -> Reply:
@@ -328,34 +288,6 @@ class Api:
         except UserError as error:
             return Reply(err=f"\nERROR: {error.line()}\n", exit=1)
 
-    async def _act(self, request: Request) -> Reply:
-        action = actions.parse(request)
-        if isinstance(action, Reply):
-            return action
-        was_empty = self.office.is_empty()
-        selection: list[tuple[int, int]] = []
-        for wanted in action.selections:
-            if isinstance(wanted, tuple):
-                selection.append(wanted)
-                continue
-            try:
-                found = await self.ask({"select": wanted, "facts": self.office.head_facts(False)})
-            except PilotqError as error:
-                return Reply(err=f"{request.tool}: {error.line()}\n", exit=1)
-            selection += [(cluster, proc) for cluster, proc in found]
-        results = await self.office.act(action.verb, selection, action.reason, action.subcode) if selection else []
-        return actions.acted(action, [(cluster, proc, result) for cluster, proc, result in results], was_empty)
-
-    async def ask(self, question: dict[str, Any]) -> Any:
-        """A value from the query process.
-
-        Raises: UserError with what it said instead of one.
-        """
-        answer = msgspec.msgpack.decode(b"".join([frame async for frame in self.office.query(question)]))
-        if isinstance(answer, dict) and "error" in answer:
-            raise UserError(answer["error"], exit_code=answer.get("exit", 1))
-        return answer
-
     async def _relay(self, tool: str, data: bytes) -> Answer:
         pieces = self.office.query({"request": data, "facts": self.office.head_facts(tool == "condor_status")})
         first = await anext(pieces, None)
@@ -398,20 +330,22 @@ class Api:
         if rest or not ids:
             live, missing = self.office.clusters(rest)
             found += [view for view in live if view["cluster"] not in known]
-            found += await self.ask({"clusters": missing}) if missing else []
+            found += await self._commands.ask({"clusters": missing}) if missing else []
         return _json(found)
 
     async def on_tasks(self, http: HttpRequest) -> Answer:
-        return _json(await self.ask({"tasks": dict(http.query)}))
+        return _json(await self._commands.ask({"tasks": dict(http.query)}))
 
     async def on_act(self, http: HttpRequest) -> Answer:
         body = await _body(http)
-        wanted = body["selection"]
+        wanted, verb = body["selection"], body["verb"]
+        if verb not in VERBS:
+            raise UserError(f"no such verb: {verb}", f"one of {', '.join(sorted(VERBS))}")
         selection = [(int(item["cluster"]), int(item.get("proc", -1))) for item in wanted if not item.get("all")]
         results: list[Any] = []
         if wanted:
-            reason = str(body.get("reason", "")) or f"via pilotq {body['verb']}"
-            results = await self.office.act(_VERBS[body["verb"]], selection, reason)
+            reason = str(body.get("reason", "")) or f"via pilotq {verb}"
+            results = await self.office.act(verb, selection, reason)
         return _json({"results": [[f"{c}.{p}", result] for c, p, result in results]})
 
     async def on_drain(self, http: HttpRequest) -> Answer:

@@ -125,6 +125,8 @@ class Settings:
     )
     worker_token: str = _set("", "The worker's key file. Empty: worker.token in the home.", "path")
 
+    submit_token: str = _set("", "The gateway's key file. Empty: submit.token in the home.", "path")
+
     task_cpus: int = _set(1, "Cores of a task that asks for none.")
     task_memory_bytes: int = _set(0, "Memory of a task that asks for none; 0: not looked at.", "bytes")
     task_disk_bytes: int = _set(0, "Disk of a task that asks for none; 0: not looked at.", "bytes")
@@ -231,7 +233,7 @@ def load(
     for setting in TABLE:
         if setting.unit == "path":
             values[setting.attribute] = _expand(str(values.get(setting.attribute, setting.default)), facts)
-    for role in ("worker", "foreman"):
+    for role in ("worker", "foreman", "submit"):
         values[f"{role}_token"] = values[f"{role}_token"] or f"{values['home']}/{role}.token"
     values["instance"] = values.get("instance") or facts.host
     return replace(Settings(), given=given, **values)  # type: ignore[arg-type]

@@ -14,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
@@ -57,9 +59,10 @@ class Answer(NamedTuple):
 class Request:
     """A request; its body is still on its way."""
 
-    #: Of who asks, by the socket: see `access.Role`; and the account.
+    #: Of who asks, by the socket or by the key: see `access.Role`; the account, or the name of the key.
     role = ""
     uid = -1
+    user = ""
 
     def __init__(
         self, method: str, target: str, length: int, reader: asyncio.StreamReader, room: _Room | None = None
@@ -147,8 +150,8 @@ class HttpServer:
     def __init__(self, handler: Handler, role_of: Callable[[int], str]) -> None:
         self._handler, self._role_of = handler, role_of
         self._room = _Room(BODY_BYTES_SUM)
-        #: By pid.
-        self._processes: dict[int, _Process] = {}
+        #: By pid, or by key.
+        self._processes: dict[int | str, _Process] = {}
         self._server: asyncio.Server | None = None
         self._is_closing = False
         self._connections: set[asyncio.Task[None]] = set()
@@ -157,6 +160,11 @@ class HttpServer:
 
     async def start(self, listener: socket.socket) -> None:
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=HEAD_BYTES_MAX)
+
+    async def serve(self, peer: socket.socket, role: str, user: str) -> None:
+        """Serve one connection of somebody whose key said who he is."""
+        reader, writer = await asyncio.open_connection(sock=peer, limit=HEAD_BYTES_MAX)
+        await self._serve(reader, writer, (user, role))
 
     async def close(self, grace_s: float = 1.0) -> None:
         """Answers what was asked, but not for long."""
@@ -170,19 +178,23 @@ class HttpServer:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, known: tuple[str, str] | None = None
+    ) -> None:
+        """`known`: name and role of who comes with a key."""
         task = asyncio.current_task()
         assert task is not None
-        pid, uid = _peer_of(writer)
+        pid, uid = (f"key {known[0]}", -1) if known else peer_of(writer)
         process = self._processes.setdefault(pid, _Process())
         process.connections += 1
         self._connections.add(task)
         try:
-            role = self._role_of(uid)
+            user, role = known or ("", self._role_of(uid))
             refusal = None if role else HttpError(403, "this pool belongs to another account; ask its owner")
             if len(self._connections) > CONNECTIONS_MAX or process.connections > PROCESS_CONNECTIONS_MAX:
                 refusal = HttpError(503, "too many connections; try again")
-            while await self._one(reader, writer, task, role, uid, process, refusal):
+            who = (role, uid, user)
+            while await self._one(reader, writer, task, who, process, refusal):
                 pass
         except (OSError, EOFError, TimeoutError):
             pass
@@ -204,8 +216,7 @@ class HttpServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         task: asyncio.Task[None],
-        role: str,
-        uid: int,
+        who: tuple[str, int, str],
         process: _Process,
         refusal: HttpError | None,
     ) -> bool:
@@ -218,7 +229,7 @@ class HttpServer:
             request, is_last = _read_head(head, reader, writer, self._room)
             if refusal is not None:
                 raise refusal
-            request.role, request.uid = role, uid
+            request.role, request.uid, request.user = who
             async with process.requests:
                 answer = await self._handler(request)
         except asyncio.LimitOverrunError:
@@ -263,7 +274,23 @@ def _read_head(
     return Request(words[0], words[1], int(length), reader, room), is_last
 
 
-def _peer_of(writer: asyncio.StreamWriter) -> tuple[int, int]:
+def listen(path: Path) -> socket.socket:
+    """A Unix socket that only this account and root can connect to."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # A path may be longer than a socket address: bind relative to its directory.
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        before = os.umask(0o177)
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+        os.umask(before)
+    finally:
+        os.close(folder)
+    listener.listen(1024)
+    return listener
+
+
+def peer_of(writer: asyncio.StreamWriter) -> tuple[int, int]:
     """Pid and uid of who connected."""
     peer = writer.get_extra_info("socket")
     pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

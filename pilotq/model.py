@@ -347,6 +347,32 @@ class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     received_bytes: int = 0
     #: Nodes it was lost on, so that a retry avoids them.
     lost_on: tuple[str, ...] = ()
+    #: Times it was suspended.
+    suspensions: int = 0
+
+
+class Edit(NamedTuple):
+    """An attribute in the ads of the tasks `first` to `last` of a cluster, as somebody changed it."""
+
+    first: int
+    last: int
+    name: str
+    #: Expression in old ClassAd syntax.
+    value: str
+
+    def covers(self, other: Edit) -> bool:
+        """Does it say all that the other one said before it?"""
+        is_same = self.name.lower() == other.name.lower()
+        return is_same and self.first <= other.first and other.last <= self.last
+
+
+def add_edit(edits: list[Edit], new: Edit) -> None:
+    """One more, after all others; the same for the next task makes one of two."""
+    same = [old for old in edits if old.name.lower() == new.name.lower()]
+    if same and same[-1].last == new.first - 1 and same[-1].value == new.value:
+        new = new._replace(first=same[-1].first)
+    edits[:] = [old for old in edits if not new.covers(old)]
+    edits.append(new)
 
 
 def fill(value: Any, cluster: int, proc: int) -> Any:

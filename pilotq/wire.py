@@ -21,7 +21,8 @@ from msgspec import Meta
 from pilotq.errors import PeerError
 from pilotq.model import REASON_CHARS_MAX, Ended, Resources
 
-PROTOCOL = 2
+#: 3: attempts can be suspended.
+PROTOCOL = 3
 #: Bounds on one payload and on one batch; checked before anything is unpacked.
 PAYLOAD_BYTES_MAX = 4 << 20
 BATCH_PARTS_MAX = 20_000
@@ -92,6 +93,8 @@ class Hello(_Message, frozen=True):
     answers: int = 0
     #: Which control groups hold its tasks, for people.
     containment: Annotated[str, Meta(max_length=200)] = ""
+    #: Of `live`, those that are suspended, or will be once they run.
+    suspended: Tokens = []
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -109,7 +112,8 @@ class Beat(_Message, frozen=True):
 
     seq: int
     offer: Offer
-    #: Number of live attempts and xor of their hashes (`checksum`): a mismatch that lasts makes the master ask.
+    #: Number of live attempts and xor of their hashes (`checksum`, and of suspended ones also `suspended_checksum`): a
+    #: mismatch that lasts makes the master ask.
     count: int
     checksum: int
 
@@ -156,6 +160,21 @@ class Data(_Message, frozen=True):
     offset: int
     data: bytes
     missing: bool = False
+
+
+# ---- between gateway and master --------------------------------------------------------------------------------------
+
+
+class Flow(_Message, frozen=True):
+    """Bytes of a stream, in either direction: a connection to the API that comes over a link (`pilotq.tunnel`)."""
+
+    #: The gateway counts them, and opens them in order; a number is used once.
+    stream: Annotated[int, Meta(ge=0, lt=1 << 62)]
+    data: bytes
+    #: Bytes of the other direction that were passed on, in all.
+    got: Annotated[int, Meta(ge=0)]
+    #: Nothing follows in this direction.
+    end: bool = False
 
 
 # ---- worker or foreman to the one above ------------------------------------------------------------------------
@@ -238,6 +257,15 @@ class Kill(_Message, frozen=True):
     """End these attempts and say `Killed`."""
 
     tokens: Tokens
+    #: At once, without the grace of their description.
+    fast: bool = False
+
+
+class Suspend(_Message, frozen=True):
+    """Stop all processes of these attempts; or let them go on. It may be said again, and is then of no effect."""
+
+    tokens: Tokens
+    on: bool
 
 
 class AskInventory(_Message, frozen=True):
@@ -254,6 +282,7 @@ class Pull(_Message, frozen=True):
 
     token: Token
     name: str
+    #: Negative: so far from its end, or from its beginning when it is shorter.
     offset: int
     length: int = CHUNK_BYTES
 
@@ -322,9 +351,23 @@ class Forget(_Message, frozen=True):
 
 FromWorker = Hello | Beat | Started | Result | Refuse | Killed | Goodbye | Data | Get
 FromForeman = ForemanHello | ForemanBeat | Gone | Get | Goodbye
-ToWorker = Welcome | Reject | Describe | Assign | Renew | Ack | Kill | AskInventory | Pull | DrainPlease | Leave | Chunk
+ToWorker = (
+    Welcome
+    | Reject
+    | Describe
+    | Assign
+    | Renew
+    | Ack
+    | Kill
+    | Suspend
+    | AskInventory
+    | Pull
+    | DrainPlease
+    | Leave
+    | Chunk
+)
 ToForeman = ForemanWelcome | ForemanRenew | Reject | Describe | Forget | Chunk | AskInventory
-Message = FromWorker | FromForeman | ToWorker | ToForeman
+Message = FromWorker | FromForeman | ToWorker | ToForeman | Flow
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -408,6 +451,11 @@ def checksum(token: Token) -> int:
     """A 32-bit hash of a token, the same on both sides."""
     value = (token.cluster * 0x9E3779B1 + token.proc * 0x85EBCA6B + token.attempt * 0xC2B2AE35) & 0xFFFFFFFF
     return value ^ (value >> 15)
+
+
+def suspended_checksum(token: Token) -> int:
+    """What a suspended attempt adds to the checksum of all."""
+    return (checksum(token) * 0x9E3779B1 + 1) & 0xFFFFFFFF
 
 
 def checksum_of_all(cluster: int, procs: Iterable[int], attempts: Iterable[int]) -> int:

@@ -204,14 +204,15 @@ def test_every_condor_command_is_a_link_to_the_one_shim() -> None:
     assert {"condor_submit", "condor_q", "condor_rm", "condor_hold", "condor_release"} <= {shim.name for shim in shims}
     assert {"condor_history", "condor_status", "condor_version"} <= {shim.name for shim in shims}
     for shim in shims:
-        if shim.name in ("condor", "condor_submit_dag"):
+        if shim.name in ("condor", "condor_wait", "condor_submit_dag"):
             assert not shim.is_symlink() and os.access(shim, os.X_OK)
         elif shim.name.startswith("condor_"):
             assert os.readlink(shim) == "condor"
 
 
-def test_the_shim_runs_on_old_pythons() -> None:
-    shim = ROOT / "fakecondor" / "condor"
+@pytest.mark.parametrize("name", ["condor", "condor_wait"])
+def test_the_shim_runs_on_old_pythons(name: str) -> None:
+    shim = ROOT / "fakecondor" / name
     ast.parse(shim.read_text("utf-8"), feature_version=(3, 6))
     vermin = Path(sys.executable).with_name("vermin")
     if not vermin.exists():
@@ -221,8 +222,9 @@ def test_the_shim_runs_on_old_pythons() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_shim_needs_the_standard_library_only() -> None:
-    strangers = {module for _, module in imports(ROOT / "fakecondor" / "condor")} - sys.stdlib_module_names
+@pytest.mark.parametrize("name", ["condor", "condor_wait"])
+def test_the_shim_needs_the_standard_library_only(name: str) -> None:
+    strangers = {module for _, module in imports(ROOT / "fakecondor" / name)} - sys.stdlib_module_names
     assert not strangers
 
 

@@ -26,6 +26,12 @@ def foreman(options: argparse.Namespace) -> int:
     return main(_settings(options))
 
 
+def gateway(options: argparse.Namespace) -> int:
+    from pilotq.roles.gateway import main
+
+    return main(_settings(options))
+
+
 def worker(options: argparse.Namespace) -> int:
     from pilotq.roles.worker import main
 

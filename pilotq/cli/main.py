@@ -97,13 +97,14 @@ COMMANDS: dict[str, Command] = {
         "workers:main",
         (_WORKER_VERB, _WORKER_NAME, _JSON),
     ),
+    "gateway": Command("on a host without a master: let its condor_* commands reach one", "daemons:gateway"),
     "token": Command(
         "keys for foremen and workers on other hosts",
         "tokens:main",
         (
             _argument("verb", nargs="?", choices=_TOKEN_VERBS, metavar="VERB", help="|".join(_TOKEN_VERBS)),
             _argument("name", nargs="?", help="of a token, for show and revoke"),
-            _argument("--role", help="worker (default), foreman; submit, admin, read: nothing speaks with these yet"),
+            _argument("--role", help="worker (default), foreman, submit (for a gateway), admin, read"),
             _argument("--site", metavar="NAME", help="name of a new token"),
             _argument("--expires", type=parse_duration, metavar="T", help="a new token is good for so long, as 30d"),
             _argument("--finish", action="store_true", help="with rotate-server: take the new keys into force"),

@@ -1,7 +1,7 @@
-"""condor_rm, condor_hold and condor_release: one program whose name decides.
+"""condor_rm, hold, release, suspend, continue and vacate_job: one program whose name decides.
 
 `parse` says what to do to which tasks, `acted` what to print when it was done.
-Source: HTCondor manual, condor_rm, condor_hold, condor_release.
+Source: HTCondor manual, condor_rm, condor_hold, condor_release, condor_suspend, condor_continue, condor_vacate_job.
 """
 
 from __future__ import annotations
@@ -25,19 +25,42 @@ Result = tuple[int, int, str]
 class _Words(NamedTuple):
     """How a command speaks."""
 
+    #: Of `core.acts`.
     verb: str
     do: str
     done: str
     #: Sentence for a task that is so already, or cannot become so.
     already: str
     bad_state: str
+    #: The option that is for this command alone and changes its words.
+    option: str = ""
 
 
 _WORDS = {
-    "condor_rm": _Words("cancel", "remove", "marked for removal", "already marked for removal", "is ending already"),
-    "condor_hold": _Words("hold", "hold", "held", "already held", "not in a state to be held"),
+    "condor_rm": _Words(
+        "cancel", "remove", "marked for removal", "already marked for removal", "is ending already", "forcex"
+    ),
+    "condor_hold": _Words("hold", "hold", "held", "already held", "not in a state to be held", "subcode"),
     "condor_release": _Words("release", "release", "released", "not held to be released", "not held to be released"),
+    "condor_suspend": _Words("suspend", "suspend", "suspended", "already suspended", "not running to be suspended"),
+    "condor_continue": _Words("continue", "continue", "continued", "already running", "not running to be continued"),
+    "condor_vacate_job": _Words(
+        "vacate", "vacate", "vacated", "not running to be vacated", "not running to be vacated", "fast"
+    ),
 }
+_BAD_FAST = "not running to be fast-vacated"
+_FORCED = {
+    "forcex": _Words(
+        "drop",
+        "force removal of",
+        "removed locally (remote state unknown)",
+        "already marked for forced removal",
+        "not in `X' state to be forcibly removed",
+    ),
+    "fast": _Words("vacate_fast", "fast-vacate", "fast-vacated", _BAD_FAST, _BAD_FAST),
+}
+TOOLS = frozenset(_WORDS)
+_WORDS["condor_transfer_data"] = _Words("find", "transfer data for", "", "", "")
 _TABLE: Table = {
     "constraint": (1, 1),
     "all": (1, 0),
@@ -46,6 +69,7 @@ _TABLE: Table = {
     "totals": (1, 0),
     "long": (1, 0),
     "forcex": (2, 0),
+    "fast": (2, 0),
     "name": (1, 1),
     "pool": (1, 1),
     "address": (2, 1),
@@ -63,8 +87,7 @@ class Action:
     """What one invocation asks."""
 
     tool: str
-    #: cancel, hold or release.
-    verb: str
+    words: _Words
     #: Tasks given by their whole id, in order; acted on as a list.
     tasks: list[tuple[int, int]] = field(default_factory=list)
     #: All that is acted on, `tasks` first.
@@ -74,13 +97,12 @@ class Action:
     reason: str = ""
     subcode: int = 0
     totals: bool = False
-    force: bool = False
     #: What was skipped on the command line.
     warnings: str = ""
 
 
 def parse(request: Request) -> Action | Reply:
-    """The action of a condor_rm, condor_hold or condor_release command line, or the reply when there is none."""
+    """The action of a command line, or the reply when there is none."""
     try:
         return _Parser(request).parse()
     except UserError as error:
@@ -91,14 +113,15 @@ class _Parser:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.tool = request.tool
-        self.action = Action(request.tool, _WORDS[request.tool].verb)
+        self.action = Action(request.tool, _WORDS[request.tool])
         self.clusters: list[int] = []
         self.owners: list[str] = []
         self.constraints: list[str] = []
         self.everything = False
 
     def usage(self) -> str:
-        options = "-forcex | " if self.tool == "condor_rm" else "-subcode N | " if self.tool == "condor_hold" else ""
+        option = _WORDS[self.tool].option
+        options = f"-{option}{' N' if option == 'subcode' else ''} | " if option else ""
         return f"Usage: {self.tool} [{options}-reason TEXT | -totals]... id | cluster | owner | -constraint EXPR | -all"
 
     def parse(self) -> Action | Reply:
@@ -108,9 +131,7 @@ class _Parser:
             if not word.startswith("-"):
                 self.on_word(word)
                 continue
-            option = find_option(_TABLE, word.removeprefix("-").removeprefix("-"))
-            if option is None or (option == "forcex" and self.tool != "condor_rm"):
-                raise UserError(f"Unrecognized option: {word}\n{self.usage()}")
+            option = self.option(word)
             if option == "version":
                 return version()
             if option == "help":
@@ -120,6 +141,19 @@ class _Parser:
             self.on_option(option, words.pop(0) if _TABLE[option][1] else "")
         self.finish()
         return self.action
+
+    def option(self, word: str) -> str:
+        name = word.removeprefix("-").removeprefix("-").partition(":")[0].lower()
+        own = _WORDS[self.tool].option
+        if own and name and own.startswith(name):
+            return own
+        found = find_option(_TABLE, name)
+        if found in _FORCED:
+            tool = next(tool for tool, words in _WORDS.items() if words.option == found)
+            raise UserError(f"-{found} is only valid with {tool}\n{self.usage()}")
+        if found is None:
+            raise UserError(f"Unrecognized option: {word}\n{self.usage()}")
+        return found
 
     def on_word(self, word: str) -> None:
         found = job_id(word)
@@ -145,21 +179,23 @@ class _Parser:
             self.action.reason = argument
         elif option == "subcode":
             if not argument.isascii() or not argument.removeprefix("-").isdigit():
-                raise UserError(f"{self.tool}: -subcode requires a number, not {argument}")
+                raise UserError(f"Invalid -subcode {argument}!")
             self.action.subcode = int(argument)
         elif option == "totals":
             self.action.totals = True
-        elif option == "forcex":
-            self.action.force = True
+        elif option in _FORCED:
+            self.action.words = _FORCED[option]
 
     def finish(self) -> None:
         action = self.action
         named = bool(self.clusters or self.owners or self.constraints)
         if self.everything and (named or action.tasks):
-            raise UserError(f"{self.tool}: -all goes with no other selection\n{self.usage()}")
+            raise UserError(f"{self.tool}: can't mix -all with other constraints")
         if not (named or action.tasks or self.everything):
             raise UserError(f"{action.warnings}You did not specify any jobs\n{self.usage()}")
-        said = action.reason or f"via {self.tool}{' -forcex' if action.force else ''}"
+        if action.tasks and self.constraints:
+            action.warnings += "Warning, -constraint is ignored for fully qualified job ids\n"
+        said = action.reason or f"via {self.tool}{' -forcex' if action.words.verb == 'drop' else ''}"
         action.reason = f"{said} (by user {self.request.user})"
         action.selections = list(action.tasks)
         if named or self.everything:
@@ -192,7 +228,7 @@ def acted(action: Action, results: Iterable[Result], queue_empty: bool = False) 
     `queue_empty`: there was nothing in the queue at all, which makes an empty group no failure.
     Order: results may come in any order.
     """
-    words = _WORDS[action.tool]
+    words = action.words
     of_tasks: dict[tuple[int, int], str] = {}
     of_group: Counter[str] = Counter()
     listed = set(action.tasks)
@@ -206,30 +242,27 @@ def acted(action: Action, results: Iterable[Result], queue_empty: bool = False) 
         if action.totals:
             reply.out += _totals(Counter(of_tasks.values()))
         for task in action.tasks:
-            _say(action, words, task, of_tasks.get(task, "not_found"), reply)
+            _say(words, task, of_tasks.get(task, "not_found"), reply)
         if "ok" not in of_tasks.values():
             reply.exit = 1
     if action.group is not None:
         if action.totals:
             reply.out += _totals(of_group)
         if of_group["ok"]:
-            reply.out += f"All jobs{action.group} have been {_done(action, words)}\n"
+            reply.out += f"All jobs{action.group} have been {words.done}\n"
         elif queue_empty:
             reply.err += f"{action.tool}:0:There are no jobs in the queue\n"
         else:
-            reply.err += f"\nCouldn't find/{words.do} all jobs{action.group}\n"
+            do = _WORDS[action.tool].do if words.verb == "drop" else words.do
+            reply.err += f"\nCouldn't find/{do} all jobs{action.group}\n"
             reply.exit = 1
     return reply
 
 
-def _done(action: Action, words: _Words) -> str:
-    return "removed locally (remote state unknown)" if action.force else words.done
-
-
-def _say(action: Action, words: _Words, task: tuple[int, int], result: str, reply: Reply) -> None:
+def _say(words: _Words, task: tuple[int, int], result: str, reply: Reply) -> None:
     name = f"{task[0]}.{task[1]}"
     if result == "ok":
-        reply.out += f"Job {name} {_done(action, words)}\n"
+        reply.out += f"Job {name} {words.done}\n"
     elif result == "denied":
         reply.err += f"Permission denied to {words.do} job {name}\n"
     elif result == "already":

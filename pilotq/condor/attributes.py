@@ -10,11 +10,11 @@ import re
 
 from pilotq.condor.expressions import quote
 from pilotq.condor.job import Job, Parts
-from pilotq.condor.jobad import POLICY_ATTRIBUTES
 from pilotq.condor.keywords import NOT_YET, NOTHING, PLAIN, REFUSED, Kind
 from pilotq.condor.lexer import SubmitError, shown
 from pilotq.condor.macro_functions import calculate
 from pilotq.condor.transfers import should_transfer
+from pilotq.core.tasks import POLICY_ATTRIBUTES
 from pilotq.errors import UserError
 from pilotq.model import Resources
 from pilotq.units import parse_duration

@@ -19,21 +19,13 @@ import msgspec
 from pilotq import __version__
 from pilotq.condor.expressions import Value, literal, printable, quote
 from pilotq.condor.jobrules import LOOKUP, RULES, Rule
+from pilotq.core.tasks import POLICY_ATTRIBUTES
 from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Facts, State, fill
 
 #: What clients read that ask for HTCondor's version, and how a client of ours knows it has pilotq before it.
 CONDOR_VERSION = f"$CondorVersion: 24.0.0 2024-10-31 BuildID: pilotq-{__version__} $"
 CONDOR_PLATFORM = "$CondorPlatform: X86_64-pilotq $"
 
-#: Submit keyword of a policy -> attribute.
-POLICY_ATTRIBUTES = {
-    "periodic_hold": "PeriodicHold",
-    "periodic_remove": "PeriodicRemove",
-    "periodic_release": "PeriodicRelease",
-    "on_exit_hold": "OnExitHold",
-    "on_exit_remove": "OnExitRemove",
-    "leave_in_queue": "LeaveJobInQueue",
-}
 #: Of every job, unless its cluster says otherwise.
 DEFAULTS = {
     "MyType": '"Job"',
@@ -45,8 +37,6 @@ DEFAULTS = {
     "MaxHosts": "1",
     "NumCkpts": "0",
     "NumRestarts": "0",
-    "TotalSuspensions": "0",
-    "LastSuspensionTime": "0",
     "ExitStatus": "0",
     "ImageSize": "0",
     "DiskUsage": "0",
@@ -107,6 +97,13 @@ class Common:
         if not self._order:
             self._order = _ordered(tuple([entry[0] for entry in self.texts.values()]))
         return self._order
+
+    def with_edits(self, changes: Mapping[str, str]) -> Common:
+        """That of tasks of which these attributes were changed."""
+        made = copy(self)
+        made.texts = dict(self.texts)
+        made._set(dict(changes))
+        return made
 
     def with_delta(self, packed: bytes) -> Common:
         """That of one proc."""
@@ -185,6 +182,12 @@ class Template:
         if self._common is None:
             self._common = self._load()
         return self._common
+
+    def with_edits(self, changes: Mapping[str, str]) -> Template:
+        """That of tasks of which these attributes were changed."""
+        made = copy(self)
+        made._common = self.common.with_edits(changes)
+        return made
 
     def with_delta(self, packed: bytes) -> Template:
         """That of one proc."""

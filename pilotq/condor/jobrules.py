@@ -133,6 +133,8 @@ RULES: dict[str, Rule] = {
     "ExitCode": lambda job: _exit(job, "ExitCode"),
     "ExitSignal": lambda job: _exit(job, "ExitSignal"),
     "ExitStatus": lambda job: _exit(job, "ExitStatus"),
+    "TotalSuspensions": lambda job: str(job.facts.suspensions),
+    "LastSuspensionTime": lambda job: str(int(job.entered_at)) if job.state == State.SUSPENDED else "0",
     "HoldReason": lambda job: _held(job, "reason"),
     "HoldReasonCode": lambda job: _held(job, "code"),
     "HoldReasonSubCode": lambda job: _held(job, "subcode"),

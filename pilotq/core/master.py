@@ -5,13 +5,13 @@ Sessions of workers and foremen are in `sessions`, what a result means is in `re
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pilotq import wire
 from pilotq.core import turn as t
+from pilotq.core.acts import Acts
 from pilotq.core.health import Health
 from pilotq.core.match import Matcher
 from pilotq.core.peers import Peers
@@ -22,10 +22,7 @@ from pilotq.core.results import Results
 from pilotq.core.sessions import Sessions
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Now, Turn
-from pilotq.model import ENDED, ON_WORKER, HoldCode, Outcome, State
-
-#: Tasks that one turn cancels, holds or releases, so that a huge cluster does not stop the loop.
-ACT_TASKS_MAX = 5000
+from pilotq.model import ON_WORKER, Outcome, State
 
 
 @dataclass(frozen=True)
@@ -39,15 +36,6 @@ class Limits:
     max_losses: int = 5
     #: Idle tasks above which submissions are refused; 0: no limit.
     max_idle: int = 0
-
-
-@dataclass
-class _Job:
-    """An `Act` that is worked off in pieces."""
-
-    act: t.Act
-    todo: deque[tuple[int, list[int] | None]]
-    results: list[tuple[int, int, str]]
 
 
 class MasterCore(t.Core):
@@ -76,7 +64,7 @@ class MasterCore(t.Core):
         self.policy = Policy(self, evaluate, now)
         self.results = Results(self)
         self.sessions = Sessions(self)
-        self._jobs: deque[_Job] = deque()
+        self.acts = Acts(self)
         #: Who waits for the end of a cluster.
         self._waits: dict[int, tuple[Cluster, list[int]]] = {}
         self._next_check_at = now.boot
@@ -87,7 +75,7 @@ class MasterCore(t.Core):
             t.SetKeys: self.sessions.on_keys,
             t.WorkerVerb: self.sessions.on_worker_verb,
             t.Submit: self.on_submit,
-            t.Act: self.on_act,
+            t.Act: self.acts.on_act,
             t.Wait: self.on_wait,
             t.Delivered: self.on_delivered,
             t.Undelivered: self.on_undelivered,
@@ -105,7 +93,7 @@ class MasterCore(t.Core):
         return self._turn(now)
 
     def next_wakeup(self) -> float | None:
-        if self._jobs:
+        if self.acts.is_busy:
             return 0.0
         return min(self._next_check_at, self.policy.next_at)
 
@@ -162,89 +150,6 @@ class MasterCore(t.Core):
                 return f"{idle} tasks are idle already and queue.max_idle is {limit}; submit again later"
         return ""
 
-    def on_act(self, event: t.Act, now: Now) -> None:
-        job = _Job(event, deque(), [])
-        selection = event.selection or [(number, -1) for number in sorted(self.queue.clusters)]
-        for number, proc in selection:
-            cluster = self.queue.clusters.get(number)
-            if cluster is None or (proc >= 0 and not cluster.has(proc)):
-                job.results.append((number, proc, "not_found"))
-            elif proc >= 0:
-                job.todo.append((number, [proc]))
-            else:
-                job.todo.append((number, None))
-        self._jobs.append(job)
-        self._work_off(now)
-
-    def _work_off(self, now: Now) -> None:
-        budget = ACT_TASKS_MAX
-        while self._jobs and budget > 0:
-            job = self._jobs[0]
-            while job.todo and budget > 0:
-                number, procs = job.todo.popleft()
-                cluster = self.queue.clusters.get(number)
-                if cluster is None:
-                    continue
-                if procs is None:
-                    procs = cluster.live_procs()
-                part = procs[:budget]
-                if job.act.verb == "cancel" and "leave_in_queue" not in cluster.policies:
-                    part = self._cancel_untouched(job, cluster, part, now)
-                for proc in part:
-                    job.results.append((number, proc, self._act(job.act, cluster, proc, now)))
-                if len(procs) > budget:
-                    job.todo.appendleft((number, procs[budget:]))
-                budget -= len(procs)
-            if job.todo:
-                return
-            self._jobs.popleft()
-            self.actions.append(t.Answer(job.act.reply, job.results))
-
-    def _cancel_untouched(self, job: _Job, cluster: Cluster, procs: list[int], now: Now) -> list[int]:
-        """The short way for tasks to which nothing ever happened; the others."""
-        untouched = cluster.untouched(procs)
-        if not untouched:
-            return procs
-        self.queue.cancel_untouched(cluster, untouched, now.wall, job.act.reason)
-        job.results += [(cluster.id, proc, "ok") for proc in untouched]
-        done = set(untouched)
-        return [proc for proc in procs if proc not in done]
-
-    def _act(self, act: t.Act, cluster: Cluster, proc: int, now: Now) -> str:
-        state, queue = cluster.state(proc), self.queue
-        if (state in ENDED and proc not in cluster.facts) or queue.is_leaving(cluster, proc):
-            return "not_found"
-        if act.verb == "cancel":
-            if state == State.CANCELLED:
-                return "already"
-            if state == State.STAGING_OUT:
-                return "bad_state"
-            self.sessions.end_attempt(cluster, proc, now)
-            if state == State.HELD:
-                self.actions.append(t.Discard([wire.Token(cluster.id, proc, max(1, cluster.attempts[proc]))]))
-            queue.cancel(cluster, proc, now.wall, act.reason)
-            self.policy.leave_or_stay(cluster, proc, now)
-        elif act.verb == "hold":
-            if state == State.HELD:
-                return "already"
-            if state in ENDED or state == State.STAGING_OUT:
-                return "bad_state"
-            self.sessions.end_attempt(cluster, proc, now)
-            queue.hold(cluster, proc, now.wall, HoldCode.USER, act.subcode, act.reason)
-        else:
-            if state != State.HELD:
-                return "bad_state"
-            self.release(cluster, proc, act.reason, now)
-        return "ok"
-
-    def release(self, cluster: Cluster, proc: int, reason: str, now: Now) -> None:
-        """Un-hold a task; it starts again only when nothing of its last attempt runs any more."""
-        if self.sessions.is_ending(cluster, proc):
-            cluster.fence(proc)
-        n = self.queue.release(cluster, proc, now.wall, reason)
-        if n:
-            self.actions.append(t.RetryNotes([n]))
-
     def on_delivered(self, event: t.Delivered, now: Now) -> None:
         queue = self.queue
         ended = queue.delivered(event.ns, now.wall)
@@ -262,8 +167,8 @@ class MasterCore(t.Core):
             self.actions.append(t.Tell("draining" if event.on else "not draining any more"))
 
     def on_tick(self, event: t.Tick, now: Now) -> None:
-        if self._jobs:
-            self._work_off(now)
+        if self.acts.is_busy:
+            self.acts.work_off(now)
         if now.boot >= self.policy.next_at:
             self.policy.run(now)
         if now.boot >= self._next_check_at:
@@ -299,6 +204,8 @@ class MasterCore(t.Core):
                     continue
                 worker = self.peers.know(facts.worker, facts.host, now.boot, self.limits.lease_s)
                 worker.hold(cluster.id, [proc], [cluster.attempts[proc]], cluster.needs)
+                if state == State.SUSPENDED:
+                    worker.suspend(wire.Token(cluster.id, proc, cluster.attempts[proc]), True)
                 if state not in ON_WORKER:
                     # It was told to end, or not even that yet.
                     worker.begin_ending((cluster.id, proc))

@@ -62,6 +62,8 @@ class Worker:
     returned: dict[Task, int] = field(default_factory=dict)
     #: Attempts it was told to end, until it says so.
     ending: dict[wire.Token, Resources] = field(default_factory=dict)
+    #: Attempts it holds that are to stand still.
+    suspended: set[wire.Token] = field(default_factory=set)
     used: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     checksum: int = 0
     #: Boot clock: end of its lease, last word from it, no new tasks before.
@@ -101,6 +103,9 @@ class Worker:
         held = self.held[cluster]
         for proc in procs:
             del held.numbers[proc]
+        if self.suspended:
+            for pair in zip(procs, attempts, strict=True):
+                self.suspend(wire.Token(cluster, *pair), False)
         self._use(held.needs, -len(procs))
         self.checksum ^= wire.checksum_of_all(cluster, procs, attempts)
         if not held.numbers:
@@ -127,6 +132,7 @@ class Worker:
         token = wire.Token(task[0], task[1], held.numbers.pop(task[1]))
         if not held.numbers:
             del self.held[task[0]]
+        self.suspend(token, False)
         self.ending[token] = held.needs
         return token
 
@@ -145,6 +151,12 @@ class Worker:
         self.checksum ^= wire.checksum(token)
         return True
 
+    def suspend(self, token: wire.Token, on: bool) -> None:
+        """An attempt that it holds is to stand still, or to go on."""
+        if (token in self.suspended) != on:
+            (self.suspended.add if on else self.suspended.discard)(token)
+            self.checksum ^= wire.suspended_checksum(token)
+
     def _use(self, needs: Resources, sign: int) -> None:
         used = self.used
         used[0] += sign * needs.cpus
@@ -158,6 +170,11 @@ class Worker:
             return self.returned[task]
         held = self.held.get(task[0])
         return held.numbers.get(task[1], 0) if held is not None else 0
+
+    def runs(self, token: wire.Token) -> bool:
+        """Does it hold this attempt, whose result has not come?"""
+        held = self.held.get(token.cluster)
+        return held is not None and held.numbers.get(token.proc) == token.attempt
 
     def may_speak_for(self, cluster: Cluster, proc: int) -> bool:
         """False when the present attempt of a task was given to another worker."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pilotq.core.tasks import Cluster
+from pilotq.core.tasks import POLICY_ATTRIBUTES, Cluster
 from pilotq.core.turn import Evaluator, Now
 from pilotq.model import ENDED, Facts, HoldCode, State
 
@@ -17,17 +17,11 @@ _APPLIES = {
     "periodic_release": frozenset({State.HELD}),
     "periodic_remove": frozenset({State.IDLE, State.ASSIGNED, State.RUNNING, State.SUSPENDED, State.HELD, State.DONE}),
 }
-_NAMES = {
-    "periodic_hold": "PeriodicHold",
-    "periodic_release": "PeriodicRelease",
-    "periodic_remove": "PeriodicRemove",
-    "on_exit_hold": "OnExitHold",
-}
 
 
 def fired(policy: str, expr: str) -> str:
     """HTCondor's sentence for a policy that became true."""
-    return f"The job attribute {_NAMES[policy]} expression '{expr}' evaluated to TRUE"
+    return f"The job attribute {POLICY_ATTRIBUTES[policy]} expression '{expr}' evaluated to TRUE"
 
 
 class Policy:
@@ -48,16 +42,17 @@ class Policy:
     def _run_cluster(self, cluster: Cluster, now: Now) -> None:
         answers: dict[tuple[str, int, int, int], bool | None] = {}
         for policy, states in _APPLIES.items():
-            expr = cluster.policies.get(policy)
-            if expr is None:
+            if policy not in cluster.policies:
                 continue
             for proc in cluster.live_procs():
                 state = cluster.state(proc)
-                if state not in states:
+                expr = cluster.policy(policy, proc)
+                if state not in states or not expr:
                     continue
                 facts = cluster.facts_of(proc)
                 # Tasks that share their facts share the answer, as long as the expression cannot see the proc.
-                key = (policy, int(state), id(facts), proc if cluster.has_deltas or "proc" in expr.lower() else -1)
+                differs = cluster.has_deltas or cluster.edits or "proc" in expr.lower()
+                key = (policy, int(state), id(facts), proc if differs else -1)
                 if key not in answers:
                     answers[key] = self._ask(expr, cluster, proc, facts, now)
                 if answers[key]:
@@ -73,7 +68,7 @@ class Policy:
             master.sessions.end_attempt(cluster, proc, now)
             master.queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
         elif policy == "periodic_release":
-            master.release(cluster, proc, reason, now)
+            master.acts.release(cluster, proc, reason, now)
         else:
             master.sessions.end_attempt(cluster, proc, now)
             master.queue.cancel(cluster, proc, now.wall, reason)
@@ -85,7 +80,7 @@ class Policy:
 
     def at_exit(self, cluster: Cluster, proc: int, facts: Facts, now: Now) -> str:
         """What becomes of a task whose payload ended: "hold", "again" or "leave"."""
-        hold, remove = cluster.policies.get("on_exit_hold"), cluster.policies.get("on_exit_remove")
+        hold, remove = cluster.policy("on_exit_hold", proc), cluster.policy("on_exit_remove", proc)
         if hold and self._ask(hold, cluster, proc, facts, now):
             return "hold"
         if remove and self._ask(remove, cluster, proc, facts, now) is False:
@@ -94,7 +89,7 @@ class Policy:
 
     def leave_or_stay(self, cluster: Cluster, proc: int, now: Now) -> None:
         """Take an ended task out of the queue unless its leave_in_queue holds."""
-        expr = cluster.policies.get("leave_in_queue")
+        expr = cluster.policy("leave_in_queue", proc)
         if expr and self._ask(expr, cluster, proc, cluster.facts_of(proc), now):
             return
         self._master.queue.leave(cluster, proc)

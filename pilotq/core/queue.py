@@ -12,15 +12,26 @@ from typing import Any
 
 import msgspec
 
-from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, NotesDone, Record, TaskRows, TasksLeft
+from pilotq.core.records import (
+    ClusterAdded,
+    ClusterLeft,
+    Edited,
+    Note,
+    NotesAdded,
+    NotesDone,
+    Record,
+    TaskRows,
+    TasksLeft,
+)
 from pilotq.core.tasks import NO_FACTS, Cluster, Ready, completed
 from pilotq.core.turn import NewCluster
 from pilotq.errors import InternalError
-from pilotq.model import ENDED, ON_WORKER, Ended, Facts, HoldCode, Outcome, OutputFile, State
+from pilotq.model import ENDED, Edit, Ended, Facts, HoldCode, Outcome, OutputFile, State, add_edit
 from pilotq.wire import Token
 
 #: Numbers of user-log events. Source: HTCondor manual, job event log codes.
 SUBMITTED, EXECUTING, EVICTED, TERMINATED, ABORTED, HELD, RELEASED = 0, 1, 4, 5, 9, 12, 13
+SUSPENDED, UNSUSPENDED = 10, 11
 #: Procs that one note covers at most, so that a log of a large cluster is written in pieces.
 NOTE_PROCS_MAX = 5000
 #: Submission keys remembered.
@@ -50,6 +61,7 @@ class Queue:
         self._added: list[ClusterAdded] = []
         self._changed: dict[int, dict[int, None]] = {}
         self._leaving: dict[int, dict[int, None]] = {}
+        self._edited: dict[int, list[Edit]] = {}
         #: By cluster.
         self._notes: dict[int, list[Note]] = {}
         self._written: list[int] = []
@@ -112,6 +124,12 @@ class Queue:
             if len(self.keys) > KEYS_MAX:
                 self.keys.popitem(last=False)
                 self.has_forgotten_keys = True
+
+    def edit(self, cluster: Cluster, change: Edit) -> None:
+        """Somebody changes an attribute of some tasks."""
+        cluster.edit(change)
+        add_edit(self._edited.setdefault(cluster.id, []), change)
+        self.ready.add(cluster)
 
     # ---- the life of a task
 
@@ -193,6 +211,12 @@ class Queue:
         if still_runs:
             cluster.fence(proc)
         self.ready.add(cluster)
+
+    def suspend(self, cluster: Cluster, proc: int, on: bool, wall: float) -> None:
+        """Its processes are to stand still, or to go on."""
+        suspensions = cluster.facts_of(proc).suspensions + on
+        self._move(cluster, proc, State.SUSPENDED if on else State.RUNNING, wall, suspensions=suspensions)
+        self._log(SUSPENDED if on else UNSUSPENDED, cluster, proc, wall)
 
     def hold(self, cluster: Cluster, proc: int, wall: float, code: int, subcode: int, reason: str) -> None:
         """Park it until somebody releases it."""
@@ -405,16 +429,18 @@ class Queue:
         """What changed since the last time, as records."""
         records: list[Record] = list(self._added)
         self._added = []
+        records += [Edited(number, edits) for number, edits in self._edited.items()]
+        self._edited = {}
         for number, procs in self._changed.items():
             cluster = self.clusters[number]
             leaving = self._leaving.get(number, {})
             staying = [proc for proc in procs if proc not in leaving] if leaving else list(procs)
             if staying:
-                records.append(TaskRows(number, *self._columns(cluster, staying)))
+                records.append(TaskRows(number, *cluster.columns(staying)))
         self._changed = {}
         for number, leaving in self._leaving.items():
             cluster = self.clusters[number]
-            records.append(TasksLeft(number, *self._columns(cluster, list(leaving)), wall))
+            records.append(TasksLeft(number, *cluster.columns(list(leaving)), wall))
             for proc in leaving:
                 cluster.facts.pop(proc, None)
             cluster.left += len(leaving)
@@ -428,15 +454,6 @@ class Queue:
             records.append(NotesDone(self._written))
         self._notes, self._written = {}, []
         return records
-
-    def _columns(self, cluster: Cluster, procs: list[int]) -> tuple[list[int], list[int], list[int], list[Facts]]:
-        states, attempts, facts = cluster.states, cluster.attempts, cluster.facts
-        return (
-            procs,
-            [states[proc] for proc in procs],
-            [attempts[proc] for proc in procs],
-            [facts.get(proc, NO_FACTS) for proc in procs],
-        )
 
     def set_facts(self, cluster: Cluster, proc: int, facts: Facts) -> None:
         cluster.facts[proc] = facts
@@ -480,12 +497,4 @@ class Queue:
     def check(self) -> None:
         """Raises: InternalError when something does not add up."""
         for cluster in self.clusters.values():
-            for state in State:
-                if cluster.states.count(state) != cluster.counts[state]:
-                    raise InternalError(f"cluster {cluster.id}: wrong count of {state.name}")
-            ended = cluster.counts[State.DONE] + cluster.counts[State.CANCELLED]
-            if cluster.left > ended:
-                raise InternalError(f"cluster {cluster.id}: {cluster.left} left, {ended} ended")
-            for proc, state_ in enumerate(cluster.states):
-                if state_ in ON_WORKER and not cluster.attempts[proc]:
-                    raise InternalError(f"task {cluster.id}.{proc} is on a worker without an attempt")
+            cluster.check()

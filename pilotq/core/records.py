@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pilotq.model import Facts, OutputFile, State
+from pilotq.model import Edit, Facts, OutputFile, State
 
 
 class ClusterAdded(msgspec.Struct, frozen=True):
@@ -48,6 +48,13 @@ class TasksLeft(msgspec.Struct, frozen=True):
     attempts: list[int]
     facts: list[Facts]
     at: float
+
+
+class Edited(msgspec.Struct, frozen=True):
+    """Attributes of tasks of a cluster were changed, in this order."""
+
+    cluster: int
+    edits: list[Edit]
 
 
 class ClusterLeft(msgspec.Struct, frozen=True):
@@ -96,4 +103,4 @@ class DrainWanted(msgspec.Struct, frozen=True):
     on: bool
 
 
-Record = ClusterAdded | TaskRows | TasksLeft | ClusterLeft | NotesAdded | NotesDone | DrainWanted
+Record = ClusterAdded | Edited | TaskRows | TasksLeft | ClusterLeft | NotesAdded | NotesDone | DrainWanted

@@ -208,7 +208,7 @@ class Results:
             if fate != "leave" and any(output.data is None for output in end.outputs):
                 self._master.actions.append(t.Discard([token]))
             if fate == "hold":
-                reason = fired("on_exit_hold", cluster.policies["on_exit_hold"])
+                reason = fired("on_exit_hold", cluster.policy("on_exit_hold", proc))
                 queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
                 return
             if fate == "again":

@@ -129,6 +129,7 @@ class Sessions:
         kill = self._take_in(worker, message, now)
         spread_s = len(self._peers.workers) / RETURNS_PER_S
         self._send(route, wire.Welcome(limits.lease_s, limits.beat_s, message.generation, kill, spread_s))
+        self._set_right(worker, message)
         if worker.drain_wanted:
             self._send(route, wire.DrainPlease())
         for predecessor in message.predecessors:
@@ -166,6 +167,23 @@ class Sessions:
             if cluster is not None and worker.number((token.cluster, token.proc)) == token.attempt:
                 self._master.queue.start(cluster, [token.proc], now.wall)
         return kill
+
+    def _set_right(self, worker: Worker, message: wire.Hello) -> None:
+        """Have it stop, or let go on, what the queue says; of what it was told of these something was lost."""
+        clusters = self._master.queue.clusters
+        there = set(message.suspended)
+        wrong: dict[bool, list[wire.Token]] = {True: [], False: []}
+        for token in message.live:
+            cluster = clusters.get(token.cluster)
+            if cluster is not None and worker.runs(token):
+                on = cluster.state(token.proc) == State.SUSPENDED
+                worker.suspend(token, on)
+                if on != (token in there):
+                    wrong[on].append(token)
+        assert worker.route is not None
+        for on, tokens in wrong.items():
+            if tokens:
+                self._send(worker.route, wire.Suspend(tokens, on))
 
     def _adopt(self, worker: Worker, cluster: Cluster, token: wire.Token, now: Now) -> bool:
         """Take an attempt back that the master thought was lost; one that another worker got is not its own."""
@@ -261,7 +279,23 @@ class Sessions:
         worker = self._peers.workers.get(cluster.facts_of(proc).worker)
         return worker is not None and wire.Token(cluster.id, proc, cluster.attempts[proc]) in worker.ending
 
-    def end_attempt(self, cluster: Cluster, proc: int, now: Now) -> None:
+    def is_on_worker(self, cluster: Cluster, proc: int) -> bool:
+        """Does a worker hold its attempt, of which no result has come?"""
+        worker = self._peers.workers.get(cluster.facts_of(proc).worker)
+        return worker is not None and worker.runs(wire.Token(cluster.id, proc, cluster.attempts[proc]))
+
+    def suspend(self, cluster: Cluster, proc: int, on: bool, now: Now) -> None:
+        """Tell the worker that runs this task to stop it, or to let it go on."""
+        worker = self._peers.workers.get(cluster.facts_of(proc).worker)
+        token = wire.Token(cluster.id, proc, cluster.attempts[proc])
+        if worker is None or not worker.runs(token):
+            return
+        worker.suspend(token, on)
+        if worker.route is not None:
+            worker.told_at = now.boot
+            self._send(worker.route, wire.Suspend([token], on))
+
+    def end_attempt(self, cluster: Cluster, proc: int, now: Now, fast: bool = False) -> None:
         """Tell the worker that holds this task to end it; it goes on using its slot until it has."""
         if cluster.state(proc) not in ON_WORKER:
             return
@@ -272,7 +306,7 @@ class Sessions:
         self._master.results.drop_collected(token)
         if worker.route is not None:
             worker.told_at = now.boot
-            self._send(worker.route, wire.Kill([token]))
+            self._send(worker.route, wire.Kill([token], fast))
 
     def call_back(self, worker: Worker, now: Now) -> None:
         """End what a worker holds and has not started, so that it starts elsewhere."""

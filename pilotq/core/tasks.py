@@ -11,11 +11,21 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 
 from pilotq.errors import InternalError
-from pilotq.model import TRANSITIONS, Ended, Facts, Resources, State
+from pilotq.model import ON_WORKER, TRANSITIONS, Edit, Ended, Facts, Resources, State, add_edit
 
 _STATES = len(State) + 1
 #: Tasks that came back and are not for this worker: so many are looked at.
 _PASSED_MAX = 100
+#: Submit keyword of a policy -> attribute; and the other way round, in lower case.
+POLICY_ATTRIBUTES = {
+    "periodic_hold": "PeriodicHold",
+    "periodic_remove": "PeriodicRemove",
+    "periodic_release": "PeriodicRelease",
+    "on_exit_hold": "OnExitHold",
+    "on_exit_remove": "OnExitRemove",
+    "leave_in_queue": "LeaveJobInQueue",
+}
+POLICY_KEYWORDS = {attribute.lower(): keyword for keyword, attribute in POLICY_ATTRIBUTES.items()}
 #: Of a task that was never touched.
 NO_FACTS = Facts()
 #: By the byte of a state: itself, and the bytes of the states that may follow it.
@@ -49,6 +59,7 @@ def completed(old: Facts, end: Ended, wall: float, *, was_started: bool) -> Fact
         old.sent_bytes + sum([output.size_bytes for output in end.outputs]) if end.outputs else old.sent_bytes,
         old.received_bytes,
         old.lost_on,
+        old.suspensions,
     )
 
 
@@ -60,6 +71,7 @@ class Cluster:
         "_returned",
         "attempts",
         "counts",
+        "edits",
         "facts",
         "failed",
         "fenced",
@@ -70,6 +82,7 @@ class Cluster:
         "needs",
         "owner",
         "policies",
+        "priorities",
         "priority",
         "states",
         "submitted_at",
@@ -110,6 +123,10 @@ class Cluster:
         self.failed = 0
         #: Idle tasks whose last attempt was told to end and may still run: not to be started before it has.
         self.fenced: set[int] = set()
+        #: What was changed since the submission, in order.
+        self.edits: list[Edit] = []
+        #: Of tasks with another priority than the cluster's.
+        self.priorities: dict[int, int] = {}
         self._fresh = 0
         self._returned: list[int] = []
 
@@ -168,6 +185,53 @@ class Cluster:
         states, facts = self.states, self.facts
         return [proc for proc in procs if states[proc] == State.IDLE and proc not in facts]
 
+    # ---- edits
+
+    def edit(self, change: Edit) -> None:
+        """Change an attribute of some tasks; what the queue itself knows of it as well."""
+        add_edit(self.edits, change)
+        name = change.name.lower()
+        if name in POLICY_KEYWORDS:
+            # Without a value it is one for some tasks alone.
+            self.policies = {POLICY_KEYWORDS[name]: "", **self.policies}
+        elif name == "jobprio":
+            self._prioritize(change.first, change.last, int(change.value))
+
+    def edited(self, name: str, proc: int) -> str | None:
+        """The value of an attribute, in lower case, that was changed."""
+        for change in reversed(self.edits):
+            if change.first <= proc <= change.last and change.name.lower() == name:
+                return change.value
+        return None
+
+    def policy(self, keyword: str, proc: int) -> str:
+        """The expression of a policy for a task; ""."""
+        text = self.edited(POLICY_ATTRIBUTES[keyword].lower(), proc) if self.edits else None
+        return self.policies.get(keyword, "") if text is None else text
+
+    def priority_of(self, proc: int) -> int:
+        return self.priorities.get(proc, self.priority)
+
+    @property
+    def top_priority(self) -> int:
+        """Of the idle tasks, the highest."""
+        if not self.priorities:
+            return self.priority
+        own = [priority for proc, priority in self.priorities.items() if self.states[proc] == State.IDLE]
+        return max([*own, self.priority] if self.idle > len(own) else own, default=self.priority)
+
+    def _prioritize(self, first: int, last: int, priority: int) -> None:
+        if first > 0 or last < len(self.states) - 1:
+            self.priorities.update(dict.fromkeys(range(first, last + 1), priority))
+            return
+        self.priority, before = priority, self.priorities
+        self.priorities = {}
+        for proc in before:
+            if self.states[proc] == State.IDLE:
+                self.came_back(proc)
+
+    # ---- idle tasks
+
     @property
     def is_over(self) -> bool:
         """Nothing of it will run unless somebody does something."""
@@ -181,13 +245,26 @@ class Cluster:
     def take(self, limit: int, admits: Callable[[int], bool]) -> list[int]:
         """Up to `limit` idle procs, those that came back first, then in order. They must be moved by the caller.
 
-        Of those that came back, `admits` says which may go there.
+        Of those that came back, `admits` says which may go there. All have the same priority, the highest.
         """
+        if not self.priorities:
+            return self._take(limit, admits)
+        top = self.top_priority
+        own = [proc for proc in sorted(self.priorities) if self.priorities[proc] == top]
+        ready = [proc for proc in own if self.states[proc] == State.IDLE and proc not in self.fenced]
+        procs = [proc for proc in ready if admits(proc)][:limit]
+        return procs if top > self.priority else procs + self._take(limit - len(procs), admits)
+
+    def _take(self, limit: int, admits: Callable[[int], bool]) -> list[int]:
+        """Of those without a priority of their own."""
         states = self.states
         procs, passed = self._take_returned(limit, admits) if self._returned else ([], [])
         wanted = limit - len(procs)
         end = self._fresh + wanted
-        if not procs and not passed and not self.fenced and states.count(State.IDLE, self._fresh, end) == wanted:
+        if (
+            not (procs or passed or self.fenced or self.priorities)
+            and states.count(State.IDLE, self._fresh, end) == wanted
+        ):
             first, self._fresh = self._fresh, end
             return list(range(first, end))
         taken = {*procs, *passed}
@@ -197,7 +274,7 @@ class Cluster:
                 self._fresh = len(states)
                 break
             self._fresh = proc + 1
-            if proc not in taken and proc not in self.fenced:
+            if proc not in taken and proc not in self.fenced and proc not in self.priorities:
                 procs.append(proc)
         return procs
 
@@ -207,6 +284,8 @@ class Cluster:
         passed: list[int] = []
         while self._returned and len(procs) < limit and len(passed) < _PASSED_MAX:
             proc = heappop(self._returned)
+            if proc in self.priorities:
+                continue
             if self.states[proc] == State.IDLE and proc not in procs[-1:] and proc not in self.fenced:
                 (procs if admits(proc) else passed).append(proc)
         for proc in passed:
@@ -221,6 +300,28 @@ class Cluster:
         left = (State.DONE, State.CANCELLED)
         return [proc for proc, state in enumerate(self.states) if state not in left or proc in self.facts]
 
+    def columns(self, procs: list[int]) -> tuple[list[int], list[int], list[int], list[Facts]]:
+        """Procs, states, attempts and facts of these tasks."""
+        states, attempts, facts = self.states, self.attempts, self.facts
+        return (
+            procs,
+            [states[proc] for proc in procs],
+            [attempts[proc] for proc in procs],
+            [facts.get(proc, NO_FACTS) for proc in procs],
+        )
+
+    def check(self) -> None:
+        """Raises: InternalError when something does not add up."""
+        for state in State:
+            if self.states.count(state) != self.counts[state]:
+                raise InternalError(f"cluster {self.id}: wrong count of {state.name}")
+        ended = self.counts[State.DONE] + self.counts[State.CANCELLED]
+        if self.left > ended:
+            raise InternalError(f"cluster {self.id}: {self.left} left, {ended} ended")
+        for proc, value in enumerate(self.states):
+            if value in ON_WORKER and not self.attempts[proc]:
+                raise InternalError(f"task {self.id}.{proc} is on a worker without an attempt")
+
 
 class Ready:
     """Clusters with idle tasks, by what they need; within a need by priority, then age."""
@@ -230,7 +331,7 @@ class Ready:
         self._queued: dict[int, tuple[int, int]] = {}
 
     def add(self, cluster: Cluster) -> None:
-        key = (-cluster.priority, cluster.id)
+        key = (-cluster.top_priority, cluster.id)
         if self._queued.get(cluster.id) == key:
             return
         self._queued[cluster.id] = key
@@ -246,7 +347,7 @@ class Ready:
         for needs in list(self._heaps):
             head = self.first(needs, clusters)
             if head is not None:
-                heads.append(((-head.priority, head.id), needs))
+                heads.append(((-head.top_priority, head.id), needs))
         return [needs for _, needs in sorted(heads, key=lambda item: item[0])]
 
     def first(self, needs: Resources, clusters: dict[int, Cluster]) -> Cluster | None:
@@ -255,10 +356,15 @@ class Ready:
         while heap:
             key = heap[0]
             cluster = clusters.get(key[1])
-            if cluster is not None and cluster.idle and self._queued.get(key[1]) == key:
+            is_next = cluster is not None and cluster.idle and self._queued.get(key[1]) == key
+            if cluster is not None and is_next and key[0] == -cluster.top_priority:
                 return cluster
             heappop(heap)
             if self._queued.get(key[1]) == key:
                 del self._queued[key[1]]
+            if cluster is not None and is_next:
+                # Those with the priority it had are taken.
+                self.add(cluster)
+                heap = self._heaps[needs]
         self._heaps.pop(needs, None)
         return None

@@ -119,15 +119,20 @@ class Submit(Event, frozen=True):
 
 
 class Act(Event, frozen=True):
-    """Cancel, hold or release; wants `Answer` with a list of (cluster, proc, result)."""
+    """Something people want of tasks; wants `Answer` with a list of (cluster, proc, result)."""
 
     reply: int
-    #: "cancel", "hold" or "release".
+    #: See `acts.Acts`.
     verb: str
     #: (cluster, proc); proc -1: all its live procs. An empty list: all live tasks.
     selection: list[tuple[int, int]]
     reason: str
+    #: Of "hold".
     subcode: int = 0
+    #: Of "edit", which is done to all of the selection or to none: attribute -> expression; `adjust`: JobPrio grows by
+    #: that.
+    edits: dict[str, str] = {}
+    adjust: bool = False
 
 
 class Wait(Event, frozen=True):

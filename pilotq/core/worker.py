@@ -87,6 +87,7 @@ class WorkerCore(Core):
             wire.Renew: session.on_renew,
             wire.Ack: self.on_ack,
             wire.Kill: self.on_kill,
+            wire.Suspend: self.on_suspend,
             wire.AskInventory: session.on_ask_inventory,
             wire.Leave: session.on_leave,
             wire.DrainPlease: lambda message, now: self.drain("an operator asked for it", now),
@@ -221,6 +222,8 @@ class WorkerCore(Core):
             if attempt is not None and attempt.phase in ("starting", "next"):
                 attempt.phase = "running"
                 self._new_starts[token] = None
+                if attempt.suspended:
+                    self.actions.append(w.Suspend(token, True))
         # The first comes to the front last.
         for token in reversed(event.returned):
             attempt = self.attempts.get(token)
@@ -272,6 +275,7 @@ class WorkerCore(Core):
     def _forget(self, attempt: Attempt, now: Now) -> None:
         """It is not held any more, in whatever phase it was."""
         del self.attempts[attempt.token]
+        self._set_suspended(attempt, False)
         self.checksum ^= wire.checksum(attempt.token)
         self._new_starts.pop(attempt.token, None)
         if attempt.phase == "staging":
@@ -337,18 +341,37 @@ class WorkerCore(Core):
                     self.row.judged(token)
                     self.actions.append(w.Discard([token]))
                 gone.append(token)
-            elif attempt.is_here_only:
-                attempt.killed = True
+                continue
+            attempt.killed = True
+            self._set_suspended(attempt, False)
+            if attempt.is_here_only:
                 self._end(attempt, Ended(Outcome.CANCELLED), now)
             else:
-                attempt.killed = True
-                self._stop(attempt, Outcome.CANCELLED)
+                self._stop(attempt, Outcome.CANCELLED, message.fast)
         if gone:
             self._say(wire.Killed(gone))
 
-    def _stop(self, attempt: Attempt, outcome: Outcome) -> None:
+    def on_suspend(self, message: wire.Suspend, now: Now) -> None:
+        for token in message.tokens:
+            attempt = self.attempts.get(token)
+            if attempt is None or attempt.killed or not self._set_suspended(attempt, message.on):
+                continue
+            if attempt.phase == "running":
+                self.actions.append(w.Suspend(token, message.on))
+            if message.on and attempt.slot is not None:
+                self._take_back(list(attempt.slot.line))
+
+    def _set_suspended(self, attempt: Attempt, on: bool) -> bool:
+        """False: it is so already."""
+        if attempt.suspended == on:
+            return False
+        attempt.suspended = on
+        self.checksum ^= wire.suspended_checksum(attempt.token)
+        return True
+
+    def _stop(self, attempt: Attempt, outcome: Outcome, fast: bool = False) -> None:
         attempt.phase = "ending"
-        self.actions.append(w.End(attempt.token, outcome))
+        self.actions.append(w.End(attempt.token, outcome, fast))
 
     # ---- time, leaving
 

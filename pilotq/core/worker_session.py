@@ -110,6 +110,7 @@ class Session:
             predecessors=options.predecessors,
             answers=answers,
             containment=options.containment,
+            suspended=[token for token, attempt in worker.attempts.items() if attempt.suspended],
         )
         worker.actions.append(w.Say(hello))
 

@@ -46,7 +46,7 @@ class Slot:
 
     def takes_more(self, most: int) -> bool:
         """May one more follow? Not one that may be gone before it is heard of: the keeper would not know it."""
-        if not self.line or len(self.line) > most:
+        if not self.line or len(self.line) > most or self.line[0].suspended:
             return False
         last = self.line[-1]
         return last.phase != "ending" and last.token not in self.asked
@@ -67,6 +67,8 @@ class Attempt:
     slot: Slot | None = None
     #: The master asked to end it: no result is wanted.
     killed: bool = False
+    #: The master wants it stopped.
+    suspended: bool = False
 
     @property
     def is_here_only(self) -> bool:

@@ -102,6 +102,15 @@ class End(Action, frozen=True):
 
     token: wire.Token
     outcome: Outcome
+    #: At once.
+    fast: bool = False
+
+
+class Suspend(Action, frozen=True):
+    """Stop all processes of an attempt, or let them go on."""
+
+    token: wire.Token
+    on: bool
 
 
 class Discard(Action, frozen=True):

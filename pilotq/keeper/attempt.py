@@ -83,6 +83,9 @@ class Attempt:
     #: The control group it has of its own; why that is of no use.
     group: Group | None = None
     group_error = ""
+    #: Since when it is suspended; 0: it is not. For how long it was before.
+    suspended_at = 0.0
+    suspended_s = 0.0
     started_at = 0.0
     wall_s = 0.0
     user_s = 0.0

@@ -169,6 +169,12 @@ class Keepers:
         if keeper:
             self._put(keeper, talk.End(token, outcome, grace_s))
 
+    def suspend(self, token: Token, on: bool) -> None:
+        """Stop all processes of an attempt, or let them go on; nothing happens when it is not live."""
+        keeper = self._home.get(token)
+        if keeper:
+            self._put(keeper, talk.Suspend(token, on))
+
     def discard(self, token: Token) -> None:
         """Remove the sandbox of an attempt, at its end when it is live."""
         sandbox = self._sandboxes.get(token)

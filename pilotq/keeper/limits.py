@@ -55,7 +55,7 @@ class Limits:
         d, pid = attempt.description, attempt.pid
         if d.wall_time_s:
             reason = f"It ran longer than its wall time of {d.wall_time_s:g} s"
-            self._agenda.at(d.wall_time_s, attempt, lambda: self._on_time(attempt, pid, reason))
+            self._agenda.at(d.wall_time_s, attempt, lambda: self._on_time(attempt, pid, reason, 0.0))
         if d.memory_limit_bytes and self._bounds.group.memory:
             self._agenda.at(GROUP_S, attempt, lambda: self._agenda.chore(self._enclose(attempt, pid), attempt))
         if d.disk_limit_bytes:
@@ -81,8 +81,17 @@ class Limits:
 
     # ---- inside
 
-    def _on_time(self, attempt: Attempt, pid: int, reason: str) -> None:
-        if attempt.pid == pid:
+    def _on_time(self, attempt: Attempt, pid: int, reason: str, excused_s: float) -> None:
+        """Time for which it was suspended does not count; so much of that was waited for already."""
+        if attempt.pid != pid:
+            return
+        suspended_s = attempt.suspended_s
+        if attempt.suspended_at:
+            suspended_s += time.monotonic() - attempt.suspended_at
+        if suspended_s > excused_s:
+            pause_s = max(EVERY_S, suspended_s - excused_s)
+            self._agenda.at(pause_s, attempt, lambda: self._on_time(attempt, pid, reason, suspended_s))
+        else:
             self._stop(attempt, Outcome.TIMEOUT, reason, None)
 
     def _enclose(self, attempt: Attempt, pid: int) -> Chore:

@@ -144,6 +144,8 @@ class Keeper:
             return
         elif isinstance(order, talk.End):
             self._stop(attempt, order.outcome, "", order.grace_s)
+        elif isinstance(order, talk.Suspend):
+            self._suspend(attempt, order.on)
         elif attempt.stage == Stage.WAITING:
             self._let_go(attempt)
             self._pipe.put(talk.Returned(attempt.token))
@@ -295,6 +297,7 @@ class Keeper:
             attempt.fail(outcome, 0, reason)
             self._signal(attempt, attempt.description.kill_signal)
             self._signal(attempt, signal.SIGCONT)
+            self._suspend(attempt, False)
         pid = attempt.pid
         grace = attempt.description.kill_grace_s if grace_s is None else grace_s
         if grace > 0:
@@ -315,6 +318,26 @@ class Keeper:
                 # Not a signal's number; or a set-uid program, which only its end frees us from.
                 with contextlib.suppress(OSError):
                     os.killpg(attempt.pid, signal.SIGTERM)
+
+    def _suspend(self, attempt: Attempt, on: bool) -> None:
+        """Stop its processes, or let them go on. Nothing that is about to end is stopped."""
+        if not attempt.pid or on == bool(attempt.suspended_at) or (on and attempt.verdict is not None):
+            return
+        now = time.monotonic()
+        attempt.suspended_s += 0.0 if on else now - attempt.suspended_at
+        attempt.suspended_at = now if on else 0.0
+        self._agenda.chore(self._signal_all(attempt, signal.SIGSTOP if on else signal.SIGCONT), attempt)
+
+    def _signal_all(self, attempt: Attempt, number: int) -> Chore:
+        """Until none is new: what is not stopped yet may start others."""
+        known: set[int] = set()
+        is_on = number == signal.SIGSTOP
+        while is_on == bool(attempt.suspended_at) and (new := self._family.members(attempt) - known):
+            for pid in new:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+            known |= new
+            yield
 
     def _clear(self, attempt: Attempt) -> None:
         """Its main process is gone for good: nothing of it may stay."""

@@ -56,6 +56,13 @@ class End(_Message, frozen=True):
     grace_s: float | None
 
 
+class Suspend(_Message, frozen=True):
+    """Stop all its processes, or let them go on."""
+
+    token: Token
+    on: bool
+
+
 class Return(_Message, frozen=True):
     """Give it back (`Returned`) when it still waits for the one before it; else of no effect."""
 
@@ -106,7 +113,7 @@ class Returned(_Message, frozen=True):
     token: Token
 
 
-Order = Launch | End | Return | GoOn | Discard
+Order = Launch | End | Suspend | Return | GoOn | Discard
 Event = Ready | Launched | Exited | Returned
 orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pilotq.condor import options
+from pilotq.condor import options, others
 from pilotq.condor.options import Query
 from pilotq.condor.request import Reply, Request, raw, read_request, write_fields, write_reply
 from pilotq.errors import PilotqError, UserError
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 #: Text is passed on in pieces of about this size.
 _PIECE_CHARS = 64 << 10
 _TASKS_MAX = 10_000
-TOOLS = frozenset({"condor_q", "condor_history", "condor_status", "condor_version"})
+TOOLS = frozenset({"condor_q", "condor_history", "condor_status", "condor_version", "condor_who"})
 
 #: Opens a snapshot.
 Open = Callable[[], Reader]
@@ -106,7 +107,11 @@ def _shim(fields: bytes, head: HeadFacts, reader: Open) -> Iterator[bytes]:
         if isinstance(asked, Reply):
             yield write_reply(asked)
             return
+        heading = others.WHO_HEADING if tool == "condor_who" else ""
         for text in _pieces(asked, request, head, reader):
+            if heading:
+                yield write_fields([b"out", raw(heading)])
+                heading = ""
             yield write_fields([b"out", raw(text)])
         yield write_reply(Reply())
     except PilotqError as error:
@@ -121,6 +126,8 @@ def _parse(request: Request) -> Query | Reply:
         return options.version()
     if request.tool not in TOOLS:
         raise UserError(f"the query process does not answer {request.tool or 'a request without a tool'}")
+    if request.tool == "condor_who":
+        return options.parse(others.who(request, os.uname().nodename))
     return options.parse(request)
 
 

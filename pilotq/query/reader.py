@@ -14,7 +14,7 @@ import zlib
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -26,7 +26,7 @@ from pilotq.condor.jobad import Common, Job, Template, body_of
 from pilotq.core.tasks import NO_FACTS
 from pilotq.deltas import Block
 from pilotq.errors import UnavailableError
-from pilotq.model import ClusterBody, Facts, State
+from pilotq.model import ClusterBody, Edit, Facts, State
 from pilotq.store import checksum, is_sound
 from pilotq.store.blocks import LEFT, NONE, SPAN, paint, procs_of, read_body
 from pilotq.store.scanning import lenient
@@ -46,7 +46,8 @@ _DAMAGED = Facts(reason="its record in the store is damaged")
 _ALIKE = re.compile(rb"(.)\1*", re.DOTALL)
 #: Columns before the body, so that it is not read.
 _CLUSTER = (
-    "cluster, owner, count, submitted_at, state, exists(select 1 from delta where delta.cluster = cluster.cluster)"
+    "cluster, owner, count, submitted_at, state, exists(select 1 from delta where delta.cluster = cluster.cluster),"
+    " exists(select 1 from edit where edit.cluster = cluster.cluster)"
 )
 
 
@@ -60,9 +61,20 @@ class Cluster:
     #: Of its procs without a row.
     state: State
     template: Template
-    has_deltas: bool
+    in_blocks: bool
+    #: Somebody changed something.
+    is_edited: bool
+    #: With the last block of the history before each; None: not read yet.
+    edits: list[tuple[Edit, int]] | None = None
+    #: By the edits that count.
+    edited: dict[tuple[Edit, ...], Template] = field(default_factory=dict)
     #: First proc and deltas of the block read last.
     block: tuple[int, Block | None] = (0, None)
+
+    @property
+    def has_deltas(self) -> bool:
+        """May its tasks differ in any attribute?"""
+        return self.in_blocks or self.is_edited
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,8 @@ class Run:
     attempt: int = 0
     #: Of each of them.
     facts: Facts = NO_FACTS
+    #: Block of the history it is in; 0: it is in the queue.
+    left: int = 0
 
 
 class _Block(NamedTuple):
@@ -155,9 +169,9 @@ class Reader:
             )
 
     def _cluster(self, row: tuple[Any, ...]) -> Cluster:
-        number, owner, count, submitted_at, state, has_deltas = row
+        number, owner, count, submitted_at, state, in_blocks, is_edited = row
         template = Template.deferred(number, count, owner, submitted_at, lambda: self._common(number, submitted_at))
-        return Cluster(number, owner, count, _STATES[state], template, bool(has_deltas))
+        return Cluster(number, owner, count, _STATES[state], template, bool(in_blocks), bool(is_edited))
 
     def _common(self, number: int, submitted_at: float) -> Common:
         key = (number, submitted_at)
@@ -180,11 +194,27 @@ class Reader:
         """One task of a run as an ad."""
         cluster = run.cluster
         template = cluster.template
-        if cluster.has_deltas:
-            delta = self._delta(cluster, proc)
-            if delta:
-                template = template.with_delta(delta)
+        delta = self._delta(cluster, proc) if cluster.in_blocks else b""
+        if delta:
+            template = template.with_delta(delta)
+        if cluster.is_edited:
+            edits = tuple(self._edits(cluster, proc, run.left))
+            known = None if delta else cluster.edited.get(edits)
+            template = known or template.with_edits({edit.name: edit.value for edit in edits})
+            if not delta:
+                cluster.edited[edits] = template
         return Job(template, proc, run.state, run.attempt, run.facts, now, site)
+
+    def _edits(self, cluster: Cluster, proc: int, left: int) -> Iterator[Edit]:
+        if cluster.edits is None:
+            sql = "select first, last, name, value, since, crc from edit where cluster = ? order by n"
+            rows = [(row[:-1], row[-1]) for row in self._rows(sql, cluster.id)]
+            # What is damaged does not count; its tasks are held.
+            sound = [columns for columns, crc in rows if checksum((cluster.id, *columns)) == crc]
+            cluster.edits = [(Edit(*columns[:4]), columns[4]) for columns in sound]
+        for edit, since in cluster.edits:
+            if edit.first <= proc <= edit.last and (not left or left > since):
+                yield edit
 
     def _delta(self, cluster: Cluster, proc: int) -> bytes:
         first, block = cluster.block
@@ -378,7 +408,7 @@ class Reader:
             details, asked = self._details("history", block), wanted.get(number, {None})
             for proc in details if forwards else reversed(details):
                 if None in asked or proc in asked:
-                    yield Run(clusters[number], proc, 1, _STATES[block.state], *details[proc])
+                    yield Run(clusters[number], proc, 1, _STATES[block.state], *details[proc], block.n)
 
     def ended(self, cluster: Cluster) -> tuple[Counter[State], int]:
         """Tasks of a cluster that left the queue, by state; how many of them are done with another outcome than OK."""

@@ -40,6 +40,7 @@ from pilotq.roles.restart import restore
 from pilotq.roles.view import counts
 from pilotq.scribe import Scribe
 from pilotq.store.sqlite import SqliteStore
+from pilotq.tunnel import Tunnels
 
 #: Kept files nobody needs are removed after this.
 BLOB_AGE_S = 3600.0
@@ -87,7 +88,7 @@ class Master:
         put = self.engine.put
         pair = keys.make_keys(self.home)
         self.gate = stack.enter_context(serving(keys.Authenticator(self.context), self.engine.fail))
-        listener = Listener(self.context, pair, self.gate, performer.on_batch, lambda peer: put(t.PeerLost(peer)))
+        listener = Listener(self.context, pair, self.gate, performer.on_batch, self._on_lost)
         stack.callback(listener.close)
         performer.listener = listener
         # Before the first knock: a key that is refused once is not tried again by itself.
@@ -114,6 +115,7 @@ class Master:
         stack.push_async_callback(queries.close)
         office = Office(self.core, self.engine, performer, queries, self.site, self.home, self.state, self.port)
         api = Api(office)
+        performer.tunnels = Tunnels(lambda peer, flow: performer.send_now(t.Route(peer, b""), flow), api.serve)
         await api.start(self.state / "api.sock")
         stack.push_async_callback(api.close)
         _write(self.home / "api", str(self.state / "api.sock"))
@@ -122,13 +124,22 @@ class Master:
         stack.callback(run_file.unlink, missing_ok=True)
         put(t.Tick())
         performer.scribe.wake(queue.next_note - 1)
+        self._report(stack, office)
+        notify("READY=1")
+        tell("master", "serving", {"port": self.port, "state": str(self.state), "pid": os.getpid()})
+
+    def _report(self, stack: AsyncExitStack, office: Office) -> None:
+        """To the catalog, if there is one."""
+        settings = self.settings
         if settings.catalog_host:
             report = functools.partial(office.report, settings.catalog_project)
             catalog = Catalog(settings.catalog_host, settings.catalog_port, report)
             catalog.start()
             stack.push_async_callback(catalog.close)
-        notify("READY=1")
-        tell("master", "serving", {"port": self.port, "state": str(self.state), "pid": os.getpid()})
+
+    def _on_lost(self, peer: bytes) -> None:
+        self.performer.tunnels.on_peer_lost(peer)
+        self.engine.put(t.PeerLost(peer))
 
     async def _until_the_end(self, stop: asyncio.Event) -> int:
         """Housekeeping once a second until somebody ends us, the queue is drained, or something breaks."""

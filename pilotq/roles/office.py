@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from pilotq import __version__
+from pilotq import __version__, wire
 from pilotq.catalog import Report
 from pilotq.condor.submit import Site
 from pilotq.core import turn as t
 from pilotq.core.master import MasterCore
 from pilotq.core.tasks import Cluster
 from pilotq.daemon import Engine, read_clocks
+from pilotq.model import State
 from pilotq.mover.small import KeptFilesBroken
 from pilotq.query.client import QueryProcess
 from pilotq.roles.performer import Performer
@@ -25,6 +26,9 @@ from pilotq.roles.view import cluster_view, status_view
 
 #: Workers up to which every question to the query process brings their list along.
 HEAD_WORKERS = 50
+
+#: A worker that is there answers sooner.
+PEEK_S = 10.0
 
 #: Free space below which nothing new is accepted, besides the ballast.
 SPACE_BYTES_MIN = 1 << 20
@@ -86,9 +90,9 @@ class Office:
         answer: list[int] | str = await future
         return answer
 
-    async def act(self, verb: str, selection: list[tuple[int, int]], reason: str, subcode: int = 0) -> list[Any]:
+    async def act(self, verb: str, selection: list[tuple[int, int]], reason: str, **more: Any) -> list[Any]:
         number, future = self._reply()
-        self.engine.put(t.Act(number, verb, selection, reason, subcode))
+        self.engine.put(t.Act(number, verb, selection, reason, **more))
         answer: list[Any] = await future
         return answer
 
@@ -154,6 +158,24 @@ class Office:
             future.add_done_callback(lambda _: self._ends.pop(cluster))
             self.engine.put(t.Wait(number, cluster))
         return future
+
+    async def peek(self, cluster: int, proc: int, name: str, size: int) -> bytes | None:
+        found = self.core.queue.clusters.get(cluster)
+        if found is None or not found.has(proc) or found.state(proc) not in (State.RUNNING, State.SUSPENDED):
+            return None
+        worker = self.core.peers.workers.get(found.facts_of(proc).worker)
+        token = wire.Token(cluster, proc, found.attempts[proc])
+        if worker is None or worker.route is None or not worker.runs(token):
+            return None
+        peeks, loop = self.performer.peeks, self.engine.loop
+        future = peeks.setdefault((token, name), loop.create_future())
+        self.performer.send_now(worker.route, wire.Pull(token, name, -size, size))
+        try:
+            data = await asyncio.wait_for(asyncio.shield(future), PEEK_S)
+        except TimeoutError:
+            peeks.pop((token, name), None)
+            return None
+        return None if data.missing else data.data
 
     def query(self, message: dict[str, Any]) -> AsyncIterator[bytes]:
         return self.queries.ask(message)

@@ -27,6 +27,7 @@ from pilotq.roles.collecting import Collector
 from pilotq.roles.files import assignments
 from pilotq.scribe import Scribe
 from pilotq.store import Store, StoreDamaged, StoreFull
+from pilotq.tunnel import Tunnels
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,14 @@ class Performer:
     listener: Listener
     collector: Collector
     scribe: Scribe
+    tunnels: Tunnels
 
     def __init__(self, store: Store, blobs: BlobStore, schedd_name: str) -> None:
         self.store, self.blobs, self.schedd_name = store, blobs, schedd_name
         #: Who waits for an `Answer`.
         self.waiting: dict[int, Callable[[Any], None]] = {}
+        #: Who waits for bytes of a file of a running task.
+        self.peeks: dict[tuple[wire.Token, str], asyncio.Future[wire.Data]] = {}
         self.stopping = ""
         self._descriptions: dict[int, bytes] = {}
         self._templates: dict[int, Template] = {}
@@ -70,12 +74,20 @@ class Performer:
                 tell("link", "not a message of ours", {"key": key.name, "reason": str(error)}, logging.WARNING)
                 continue
             # Of files the core knows nothing; all else it judges itself.
-            if not isinstance(message, wire.Get | wire.Data):
+            if isinstance(message, wire.Flow):
+                if session or not may_send(key.role, wire.Flow):
+                    tell("link", "message not allowed for this key", {"key": key.name}, logging.WARNING)
+                else:
+                    self.tunnels.on_flow(peer, key.role, key.name, message)
+            elif not isinstance(message, wire.Get | wire.Data):
                 self.engine.put(t.FromPeer(route, key.role, key.name, message))
             elif not may_send(Role.WORKER if session else key.role, type(message)):
                 tell("link", "message not allowed for this key", {"key": key.name}, logging.WARNING)
             elif isinstance(message, wire.Get):
                 self._serve_file(route, message)
+            elif (waiting := self.peeks.pop((message.token, message.name), None)) is not None:
+                if not waiting.done():
+                    waiting.set_result(message)
             else:
                 self.collector.on_data(route, message)
 
@@ -215,4 +227,5 @@ class Performer:
             template = self._templates[number] = Template(body_of(packed), number, len(cluster))
         if cluster.has_deltas:
             template = template.with_delta(self.engine.blocking(self.store.deltas, number, [proc])[0])
-        return template
+        changes = {edit.name: edit.value for edit in cluster.edits if edit.first <= proc <= edit.last}
+        return template.with_edits(changes) if changes else template

@@ -126,4 +126,6 @@ def _cluster(live: LiveCluster, store: Store) -> Cluster:
     cluster.failed = live.failed
     for proc in live.damaged:
         cluster.put(proc, State.IDLE)
+    for edit in live.edits:
+        cluster.edit(edit)
     return cluster

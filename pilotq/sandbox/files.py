@@ -404,15 +404,18 @@ def _read(sandbox: str, path: str, offset: int, length: int) -> bytes:
     # O_NONBLOCK: a FIFO put there must not stop us.
     fd = open_file(sandbox, path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)
+        if offset < 0:
+            offset = max(0, status.st_size + offset)
         return os.pread(fd, length, offset)
     finally:
         os.close(fd)
 
 
 def read_output(sandbox: str, name: str, offset: int, length: int) -> bytes:
-    """Bytes of an output file that an `Ended` named; fewer than asked for only at its end.
+    """Bytes of an output file; fewer than asked for only at its end. A negative offset counts from there.
 
     Raises: OSError when it is not there, not a regular file, or not inside the sandbox.
     """

@@ -16,7 +16,7 @@ import msgspec
 
 from pilotq.core.records import Record
 from pilotq.errors import UnavailableError
-from pilotq.model import Facts, State
+from pilotq.model import Edit, Facts, State
 
 #: Keys of ended clusters that a restart brings back: far more than are submitted while a client still asks.
 ENDED_KEYS_MAX = 10_000
@@ -74,6 +74,8 @@ class LiveCluster(msgspec.Struct, gc=False):
     left: array[int] = msgspec.field(default_factory=lambda: array("I"))
     left_states: bytearray = msgspec.field(default_factory=bytearray)
     failed: int = 0
+    #: In order.
+    edits: list[Edit] = []
     #: Procs whose row is damaged, and what to tell. They are in no column; nothing else is known of them.
     damaged: dict[int, str] = {}
 

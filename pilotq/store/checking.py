@@ -149,7 +149,16 @@ class _Checking:
             if sentence != "ok" and not sentence.startswith("NULL value in "):
                 self.found(f"SQLite says: {sentence.splitlines()[-1]}")
         # Each by itself: where one cannot be read to its end the others are told all the same.
-        for part in (self._clusters, self._deltas, self._tasks, self._history, self._notes, self._queue, self._files):
+        for part in (
+            self._clusters,
+            self._deltas,
+            self._edits,
+            self._tasks,
+            self._history,
+            self._notes,
+            self._queue,
+            self._files,
+        ):
             try:
                 part(db)
             except (sqlite3.Error, UnicodeDecodeError) as error:
@@ -189,6 +198,13 @@ class _Checking:
             if live not in (0, 1):
                 self.found("whether a cluster is in the queue is damaged", number)
         self._lost(scan, "cluster")
+
+    def _edits(self, db: sqlite3.Connection) -> None:
+        scan = Scan(db, "edit", "n", "n, cluster, first, last, name, value, since, crc")
+        for _, number, *columns, crc in scan:
+            if checksum((number, *columns)) != crc:
+                self.found("what was changed in the ads of tasks is damaged", number if isinstance(number, int) else 0)
+        self._lost(scan, "edit")
 
     def _deltas(self, db: sqlite3.Connection) -> None:
         scan = Scan(db, "delta", "cluster, first", "cluster, first, deltas, crc")

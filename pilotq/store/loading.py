@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from pilotq.model import State
+from pilotq.model import Edit, State
 from pilotq.store import DRAIN, ENDED_KEYS_MAX, Final, LiveCluster, Loaded, checksum, is_sound, outbox
 from pilotq.store.blocks import LEFT, SPAN, Ledger, LeftTwiceError, procs_of, read_body
 from pilotq.store.scanning import DamageError, Scan, flipped, lenient
@@ -91,6 +91,7 @@ class Loading:
         self._clusters()
         # A cluster knows how far the history went when it came.
         self.ledger.last_left = max(self.ledger.last_left, self.newest)
+        self._edits()
         self._history()
         self._tasks()
         finals = self._notes()
@@ -139,6 +140,19 @@ class Loading:
         for (number,) in with_deltas:
             if number in self.clusters:
                 self.clusters[number].has_deltas = True
+
+    def _edits(self) -> None:
+        scan = Scan(self.db, "edit", "n", "n, cluster, first, last, name, value, since, crc")
+        for _, number, *columns, crc in scan:
+            if checksum((number, *columns)) == crc:
+                if number in self.clusters:
+                    self.clusters[number].edits.append(Edit(*columns[:4]))
+            elif number in self.clusters:
+                self.unsure[number] = f"what was changed in cluster {number} is damaged in the store"
+            else:
+                self.damage.append("what was changed in a cluster that is not in the queue is damaged in the store")
+        if scan.lost:
+            self.damage.append(f"{len(scan.lost)} changes of clusters cannot be read in the store")
 
     def _mended_cluster(self, columns: list[Any], crc: int) -> list[Any] | None:
         """The row of a damaged cluster, as it was written or to be held; None when it cannot even be held."""

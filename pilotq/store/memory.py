@@ -12,6 +12,7 @@ from pilotq.core.records import (
     ClusterAdded,
     ClusterLeft,
     DrainWanted,
+    Edited,
     Note,
     NotesAdded,
     NotesDone,
@@ -20,7 +21,7 @@ from pilotq.core.records import (
     TasksLeft,
 )
 from pilotq.deltas import find_delta
-from pilotq.model import Facts, Outcome, State
+from pilotq.model import Edit, Facts, Outcome, State, add_edit
 from pilotq.store import ENDED_KEYS_MAX, Final, LiveCluster, Loaded, StoreFull
 
 
@@ -38,6 +39,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.clusters: dict[int, ClusterAdded] = {}
         self.live: set[int] = set()
+        self.edits: dict[int, list[Edit]] = {}
         self.tasks: dict[tuple[int, int], Row] = {}
         #: In the order they left.
         self.history: dict[tuple[int, int], Row] = {}
@@ -62,6 +64,9 @@ class MemoryStore:
                 case ClusterAdded():
                     self.clusters[record.cluster] = record
                     self.live.add(record.cluster)
+                case Edited():
+                    for edit in record.edits:
+                        add_edit(self.edits.setdefault(record.cluster, []), edit)
                 case TaskRows():
                     self.tasks.update(_rows(record))
                 case TasksLeft():
@@ -82,6 +87,8 @@ class MemoryStore:
 
     def load(self) -> Loaded:
         live = {number: _live(self.clusters[number]) for number in sorted(self.live)}
+        for number, cluster in live.items():
+            cluster.edits = list(self.edits.get(number, ()))
         for (number, proc), row in sorted(self.tasks.items()):
             cluster = live[number]
             cluster.procs.append(proc)

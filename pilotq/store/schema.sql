@@ -38,6 +38,22 @@ create table if not exists delta (
     primary key (cluster, first)
 ) without rowid;
 
+-- Attributes that somebody changed in the ads of tasks, in order; a later one goes before an earlier one.
+create table if not exists edit (
+    n integer primary key,
+    cluster integer not null,
+    first integer not null,
+    last integer not null,
+    -- of the attribute as written; its expression
+    name text not null,
+    value text not null,
+    -- last block of the history before it: tasks that had left are not meant
+    since integer not null,
+    -- not over n
+    crc integer not null
+);
+create index if not exists edit_cluster on edit (cluster, n);
+
 -- Kept files a live cluster needs.
 create table if not exists file (
     cluster integer not null,

@@ -22,7 +22,7 @@ from pilotq.store.place import BALLAST_BYTES, Ballast, Lock, is_full, require_lo
 from pilotq.store.scanning import DamageError, lenient
 from pilotq.store.writing import Rows
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA = Path(__file__).with_name("schema.sql").read_text()
 DAMAGE_ADVICE = (
     "`pilotq store check` says how far; move it away, and put a backup in its place with `pilotq store restore`,"

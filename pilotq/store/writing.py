@@ -13,6 +13,7 @@ from pilotq.core.records import (
     ClusterAdded,
     ClusterLeft,
     DrainWanted,
+    Edited,
     Note,
     NotesAdded,
     NotesDone,
@@ -40,6 +41,7 @@ class Rows:
         self._ledger = ledger
         self._clusters: list[tuple[Any, ...]] = []
         self._files: list[tuple[int, str]] = []
+        self._edits: list[tuple[Any, ...]] = []
         self._deltas: list[Iterator[tuple[int, int, bytes, int]]] = []
         #: By number. A block that counts for nothing at the end of the commit is not written at all.
         self._tasks: dict[int, tuple[Any, ...]] = {}
@@ -65,6 +67,8 @@ class Rows:
             case ClusterLeft():
                 self._left.append((record.cluster,))
                 self._ledger.forget(record.cluster)
+            case Edited():
+                self._edit(record)
             case NotesAdded():
                 self._add_notes(record.notes)
             case NotesDone():
@@ -94,6 +98,14 @@ class Rows:
         for statement, rows in statements:
             if rows:
                 db.executemany(statement, rows)
+        for edit in self._edits:
+            # What it covers, unless a task may have left with that.
+            db.execute(
+                "delete from edit where cluster = ? and first >= ? and last <= ? and lower(name) = lower(?)"
+                " and since = ?",
+                (*edit[:4], edit[5]),
+            )
+            db.execute("insert into edit values (null, ?, ?, ?, ?, ?, ?, ?)", edit)
         for rows_of_cluster in self._deltas:
             db.executemany("insert into delta values (?, ?, ?, ?)", rows_of_cluster)
 
@@ -145,6 +157,11 @@ class Rows:
         self._files += [(new.cluster, digest) for digest in new.digests]
         if new.deltas:
             self._deltas.append(_delta_blocks(new.cluster, new.deltas))
+
+    def _edit(self, record: Edited) -> None:
+        for edit in record.edits:
+            row = (record.cluster, *edit, self._ledger.last_left)
+            self._edits.append((*row, checksum(row)))
 
     def _add_notes(self, notes: list[Note]) -> None:
         for some in outbox.blocks(notes):

@@ -1,4 +1,4 @@
-"""condor_rm, condor_hold and condor_release: command lines, texts, streams and exit codes."""
+"""condor_rm, hold, release, suspend, continue, vacate_job: command lines, texts, streams and exit codes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,12 @@ def test_selections(line: str, selections: list[object], group: str | None) -> N
     ("line", "verb", "reason"),
     [
         ("condor_rm 5", "cancel", "via condor_rm (by user bob)"),
-        ("condor_rm -forcex 5", "cancel", "via condor_rm -forcex (by user bob)"),
+        ("condor_rm -forcex 5", "drop", "via condor_rm -forcex (by user bob)"),
+        ("condor_rm -f 5", "drop", "via condor_rm -forcex (by user bob)"),
+        ("condor_suspend 5", "suspend", "via condor_suspend (by user bob)"),
+        ("condor_continue 5", "continue", "via condor_continue (by user bob)"),
+        ("condor_vacate_job 5", "vacate", "via condor_vacate_job (by user bob)"),
+        ("condor_vacate_job -fast 5", "vacate_fast", "via condor_vacate_job (by user bob)"),
         ("condor_hold 5", "hold", "via condor_hold (by user bob)"),
         ("condor_release 5", "release", "via condor_release (by user bob)"),
         ("condor_hold -reason because 5", "hold", "because (by user bob)"),
@@ -62,7 +67,7 @@ def test_selections(line: str, selections: list[object], group: str | None) -> N
 )
 def test_verbs_and_reasons(line: str, verb: str, reason: str) -> None:
     found = action(line)
-    assert (found.verb, found.reason) == (verb, reason)
+    assert (found.words.verb, found.reason) == (verb, reason)
 
 
 def test_subcode_and_ignored_options() -> None:
@@ -74,11 +79,12 @@ def test_subcode_and_ignored_options() -> None:
     [
         ("condor_rm", "You did not specify any jobs\nUsage: condor_rm "),
         ("condor_rm -x 5", "Unrecognized option: -x\nUsage: condor_rm "),
-        ("condor_hold -forcex 5", "Unrecognized option: -forcex\nUsage: condor_hold "),
+        ("condor_hold -forcex 5", "-forcex is only valid with condor_rm\nUsage: condor_hold "),
+        ("condor_rm -fast 5", "-fast is only valid with condor_vacate_job\nUsage: condor_rm "),
         ("condor_rm -reason", "condor_rm: -reason requires another argument\n"),
         ("condor_rm -const JobStatus==", "condor_rm: JobStatus== is not a valid constraint\n"),
-        ("condor_rm -all 5", "condor_rm: -all goes with no other selection\n"),
-        ("condor_hold -subcode x 5", "condor_hold: -subcode requires a number, not x\n"),
+        ("condor_rm -all 5", "condor_rm: can't mix -all with other constraints\n"),
+        ("condor_hold -subcode x 5", "Invalid -subcode x!\n"),
         ("condor_rm 0.1", "Invalid cluster # from 0.1.\n"),
         ("condor_rm 5x", 'Warning: unrecognized "5x" skipped.\nYou did not specify any jobs\n'),
     ],
@@ -105,6 +111,18 @@ def test_help_and_version() -> None:
         ("condor_hold", "ok", "Job 1.0 held\n", ""),
         ("condor_release", "ok", "Job 1.0 released\n", ""),
         ("condor_rm -forcex", "ok", "Job 1.0 removed locally (remote state unknown)\n", ""),
+        ("condor_suspend", "ok", "Job 1.0 suspended\n", ""),
+        ("condor_continue", "ok", "Job 1.0 continued\n", ""),
+        ("condor_vacate_job", "ok", "Job 1.0 vacated\n", ""),
+        ("condor_vacate_job -fast", "ok", "Job 1.0 fast-vacated\n", ""),
+        ("condor_suspend", "already", "", "Job 1.0 already suspended\n"),
+        ("condor_continue", "already", "", "Job 1.0 already running\n"),
+        ("condor_suspend", "bad_state", "", "Job 1.0 not running to be suspended\n"),
+        ("condor_continue", "bad_state", "", "Job 1.0 not running to be continued\n"),
+        ("condor_vacate_job", "bad_state", "", "Job 1.0 not running to be vacated\n"),
+        ("condor_vacate_job -fast", "bad_state", "", "Job 1.0 not running to be fast-vacated\n"),
+        ("condor_rm -forcex", "bad_state", "", "Job 1.0 not in `X' state to be forcibly removed\n"),
+        ("condor_vacate_job", "denied", "", "Permission denied to vacate job 1.0\n"),
         ("condor_rm", "not_found", "", "Job 1.0 not found\n"),
         ("condor_rm", "already", "", "Job 1.0 already marked for removal\n"),
         ("condor_hold", "already", "", "Job 1.0 already held\n"),
@@ -143,6 +161,11 @@ def test_groups() -> None:
     assert done("condor_rm -all", (5, 0, "ok"))[0] == "All jobs have been marked for removal\n"
     assert done("condor_rm 5", (5, -1, "not_found")) == ("", "\nCouldn't find/remove all jobs in cluster 5\n", 1)
     assert done("condor_release 5", (5, 0, "bad_state")) == ("", "\nCouldn't find/release all jobs in cluster 5\n", 1)
+    assert done("condor_suspend 5", (5, 0, "ok"))[0] == "All jobs in cluster 5 have been suspended\n"
+    assert done("condor_vacate_job -fast 5", (5, 0, "bad_state"))[1] == (
+        "\nCouldn't find/fast-vacate all jobs in cluster 5\n"
+    )
+    assert done("condor_rm -forcex 5", (5, 0, "bad_state"))[1] == "\nCouldn't find/remove all jobs in cluster 5\n"
     assert done("condor_rm -all", queue_empty=True) == ("", "condor_rm:0:There are no jobs in the queue\n", 0)
 
 

@@ -272,17 +272,20 @@ class Node:
         self.left = ""
         #: True: the test says when keepers hear of orders.
         self.holds_orders = False
-        self.orders: deque[w.Launch | w.End | w.TakeBack | w.GoOn] = deque()
+        self.orders: deque[w.Launch | w.End | w.TakeBack | w.GoOn | w.Suspend] = deque()
         self.slots = slots
         #: What every task takes.
         self.task_s = 5.0
         self.running: list[wire.Token] = []
         #: Attempts in a keeper that wait for another.
         self.followers: dict[wire.Token, wire.Token] = {}
+        #: Attempts that stand still.
+        self.suspended: set[wire.Token] = set()
         #: Attempts that failed, and behind which nothing begins yet.
         self.stopped: set[wire.Token] = set()
         #: How often a keeper gave one back.
         self.returns = 0
+        self.fast_ends = 0
         self.launched: list[wire.Token] = []
         #: Payloads that were started.
         self.begun: list[wire.Token] = []
@@ -314,7 +317,7 @@ class Node:
         elif isinstance(action, w.Stage):
             if not self.holds_files:
                 self.do(w.FilesReady(action.tokens))
-        elif isinstance(action, w.Launch | w.End | w.TakeBack | w.GoOn):
+        elif isinstance(action, w.Launch | w.End | w.TakeBack | w.GoOn | w.Suspend):
             self.orders.append(action)
             if not self.holds_orders:
                 self.obey()
@@ -339,7 +342,12 @@ class Node:
                 self._tell(started=self._pass_on(order.token, None))
             elif order.token in self.running:
                 if isinstance(order, w.End):
+                    self.fast_ends += order.fast
                     self.end(order.token, order.outcome)
+                elif isinstance(order, w.Suspend):
+                    (self.suspended.add if order.on else self.suspended.discard)(order.token)
+            elif isinstance(order, w.Suspend):
+                pass
             elif order.token in self.followers:
                 self._pass_on(order.token, self.followers.pop(order.token))
                 if isinstance(order, w.End):
@@ -382,6 +390,7 @@ class Node:
     ) -> tuple[wire.Token, Ended, float]:
         """It ends, and its keeper has not told yet."""
         self.running.remove(token)
+        self.suspended.discard(token)
         return token, Ended(outcome, code, usage=Usage(wall_s=self.task_s), **more), float(self.begun.index(token) + 1)
 
     def tell_end(self, token: wire.Token, ended: Ended, began_at: float) -> None:

@@ -25,9 +25,9 @@ SERVERS = ("master", "foreman")
 KEYS = {
     "worker": (True, True),
     "foreman": (True, False),
-    "submit": (False, False),
-    "admin": (False, False),
-    "read": (False, False),
+    "submit": (True, False),
+    "admin": (True, False),
+    "read": (True, False),
     "unknown": (False, False),
     "revoked": (False, False),
     "expired": (False, False),
@@ -169,6 +169,8 @@ MESSAGES: list[wire.Message] = [
     wire.Renew(1),
     wire.Ack([TOKEN]),
     wire.Kill([TOKEN]),
+    wire.Suspend([TOKEN], True),
+    wire.Flow(0, b"x", 0),
     wire.AskInventory(),
     wire.Pull(TOKEN, "x", 0),
     wire.DrainPlease(),
@@ -192,7 +194,7 @@ def is_refused(core: MasterCore, event: t.FromPeer) -> bool:
     return any(isinstance(action, t.Tell) and "not allowed" in action.text for action in turn.actions)
 
 
-@pytest.mark.parametrize("role", [Role.WORKER, Role.FOREMAN])
+@pytest.mark.parametrize("role", list(Role))
 async def test_every_role_with_every_message(master: Door, role: str) -> None:
     """Sent over CURVE with a key of the role, and what the master's core makes of what came through."""
     core = MasterCore(Limits(), lambda *_: None, t.Now(1.0, 1.0))

@@ -98,6 +98,8 @@ def valid(rng: random.Random) -> wire.Message:
         lambda: wire.Renew(rng.randrange(9)),
         lambda: wire.Ack(some),
         lambda: wire.Kill(some),
+        lambda: wire.Suspend(some, rng.random() < 0.5),
+        lambda: wire.Flow(rng.randrange(3), b"GET / HTTP/1.0\r\n\r\n", rng.randrange(99), rng.random() < 0.3),
         lambda: wire.AskInventory(rng.randrange(3)),
         lambda: wire.Pull(numbers(rng), "a", 0),
         wire.DrainPlease,

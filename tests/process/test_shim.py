@@ -19,11 +19,13 @@ from pathlib import Path
 import pytest
 from pools import SHIMS, Home, clean_environ
 
+from pilotq.access import REQUESTS
+from pilotq.condor.others import ABSENT
 from pilotq.condor.request import Reply, Request, read_fields, read_request, write_fields, write_reply
 
 Answer = Callable[[Request], bytes | Reply]
 CUT = b"CUT"
-NAMES = ["history", "hold", "q", "release", "rm", "status", "submit", "version"]
+TOOLS = {name for name in [*REQUESTS, *ABSENT, "condor_wait"] if name.startswith("condor_")}
 
 
 class Server:
@@ -137,8 +139,9 @@ def test_what_it_sends(home: Home, serve: Serve, tmp_path: Path) -> None:
 
 def test_every_tool_is_a_link_to_the_one_file() -> None:
     tools = sorted(path.name for path in SHIMS.iterdir() if path.name.startswith("condor_"))
-    assert tools == sorted([*(f"condor_{name}" for name in NAMES), "condor_submit_dag"])
-    assert all((SHIMS / tool).readlink() == Path("condor") for tool in tools if tool != "condor_submit_dag")
+    assert tools == sorted([*TOOLS, "condor_submit_dag"])
+    own = {"condor_wait", "condor_submit_dag"}
+    assert all((SHIMS / tool).readlink() == Path("condor") for tool in tools if tool not in own)
 
 
 def test_files_are_read_as_the_user_and_kept_answers_come_again(home: Home, serve: Serve, tmp_path: Path) -> None:

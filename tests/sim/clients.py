@@ -112,7 +112,7 @@ class Clients:
             self.submit(spec)
 
     def act(self, verb: str, number: int, proc: int) -> None:
-        """Cancel, hold or release what the client was told of."""
+        """Cancel, hold, release, suspend, continue or vacate what the client was told of."""
         ids = self.printed.get(number)
         if ids is None:
             return
@@ -132,8 +132,13 @@ class Clients:
         self._ask(lambda reply: t.Act(reply, verb, [(ids[0], proc)], f"via {verb}"), take)
 
     def release_all(self) -> None:
+        """And let go on what was suspended."""
         self.world.ledger.release_asked.update(self.world.disk.clusters)
-        self._ask(lambda reply: t.Act(reply, "release", [], "via release"), lambda value: None)
+        for verb in ("release", "continue"):
+            self._all(verb)
+
+    def _all(self, verb: str) -> None:
+        self._ask(lambda reply: t.Act(reply, verb, [], f"via {verb}"), lambda value: None)
 
     def wait(self, number: int) -> None:
         ids = self.printed.get(number)

@@ -108,7 +108,7 @@ class Node:
         return payload
 
     def _end_by_itself(self, payload: Payload, worker: Worker) -> None:
-        if not payload.is_running:
+        if not payload.is_running or (payload.is_stopped and not payload.is_ended) or self.time.t < payload.ends_at:
             return
         if self.time.t < self.frozen_until:
             self.time.at(self.frozen_until + 0.001, self._end_by_itself, payload, worker)
@@ -120,6 +120,18 @@ class Node:
         self._over(payload.token, by_itself=True)
         ended = Ended(payload.outcome, payload.code, usage=_usage(payload), outputs=_outputs(payload))
         worker.keepers.on_over(payload.token, ended, payload.started_at)
+
+    def suspend(self, token: wire.Token, on: bool, worker: Worker) -> None:
+        """A keeper stops it, or lets it go on: it ends later by so much."""
+        payload = self.running.get(token)
+        if payload is None or payload.is_ended or payload.is_stopped == on:
+            return
+        if on:
+            payload.stopped_at = self.time.t
+        else:
+            payload.ends_at += self.time.t - payload.stopped_at
+            payload.stopped_at = float("inf")
+            self.time.at(payload.ends_at, self._end_by_itself, payload, worker)
 
     def kill(self, token: wire.Token, outcome: Outcome, worker: Worker) -> None:
         """A keeper ends it, after its grace."""
@@ -181,7 +193,7 @@ class Keepers:
         self._count += 1
         return self._time.noise(13, number_of(self._worker.name), self._count)
 
-    def order(self, action: w.Launch | w.TakeBack | w.GoOn | w.End) -> None:
+    def order(self, action: w.Launch | w.TakeBack | w.GoOn | w.End | w.Suspend) -> None:
         if isinstance(action, w.Launch):
             if action.token in self._home:
                 return
@@ -194,7 +206,7 @@ class Keepers:
         self._order_at = max(self._order_at, self._time.t + delay)
         self._time.at(self._order_at, self._obey, action)
 
-    def _obey(self, action: w.Launch | w.TakeBack | w.GoOn | w.End) -> None:
+    def _obey(self, action: w.Launch | w.TakeBack | w.GoOn | w.End | w.Suspend) -> None:
         if self._worker.is_dead:
             return
         if self._time.t < self._node.frozen_until:
@@ -213,6 +225,10 @@ class Keepers:
         elif token in self._running:
             if isinstance(action, w.End):
                 self._node.kill(token, action.outcome, self._worker)
+            elif isinstance(action, w.Suspend):
+                self._node.suspend(token, action.on, self._worker)
+        elif isinstance(action, w.Suspend):
+            pass
         elif token in self._followers:
             self._pass_on(token, self._followers.pop(token))
             if isinstance(action, w.End):
@@ -422,6 +438,7 @@ class Worker(Daemon):
         w.Stage: _stage,
         w.Launch: lambda self, action: self.keepers.order(action),
         w.TakeBack: lambda self, action: self.keepers.order(action),
+        w.Suspend: lambda self, action: self.keepers.order(action),
         w.GoOn: lambda self, action: self.keepers.order(action),
         w.End: _end,
         w.Discard: _discard,

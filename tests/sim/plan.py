@@ -126,7 +126,35 @@ def new_plan(seed: int) -> Plan:
         noise=seed,
     )
     _fill(plan, choose)
+    _add_pauses(plan, random.Random(f"pauses {seed}"))
     return plan
+
+
+def _add_pauses(plan: Plan, choose: random.Random) -> None:
+    """In some plans clients also suspend, continue and vacate what they submitted."""
+    if choose.random() < 0.6:
+        return
+    submissions = sum(item.kind == "submit" for item in plan.items)
+    for _ in range(choose.randint(1, 12)):
+        kind = choose.choice(["suspend", "suspend", "suspend_and_continue", "continue", "vacate"])
+        at, number, proc = (
+            choose.uniform(1.0, plan.horizon_s),
+            choose.randrange(submissions),
+            choose.choice([-1, -1, 0]),
+        )
+        plan.items.append(Item(at, kind, (number, proc, round(choose.random(), 3))))
+        if choose.random() < 0.5:
+            # Nothing reaches the nodes while it is taken back.
+            away = round(choose.uniform(0.5, 20.0), 3)
+            ways = [(end, f"n{n}") for n in range(len(plan.nodes)) for end in _heads(plan)]
+            plan.items += [Item(at + 0.3, "cut", (*way, away)) for way in ways]
+            plan.items.append(Item(at + 0.3 + away / 2, choose.choice(["continue", "suspend"]), (number, proc, 0.0)))
+    plan.items.sort(key=lambda item: item.at)
+
+
+def _heads(plan: Plan) -> list[str]:
+    """What nodes connect to."""
+    return ["head", *(f"f{n}" for n in range(plan.foremen))]
 
 
 def _fill(plan: Plan, choose: random.Random) -> None:

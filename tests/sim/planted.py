@@ -11,6 +11,7 @@ from pilotq.access import worker_name
 from pilotq.core import foreman, peers, policy, queue, results, sessions
 from pilotq.core import turn as t
 from pilotq.core import worker_turn as w
+from pilotq.core.acts import Acts
 from pilotq.core.foreman import ForemanCore
 from pilotq.core.master import MasterCore
 from pilotq.core.records import NotesAdded, TaskRows
@@ -356,9 +357,9 @@ def _(right: Any, self: Any) -> Any:
     return loaded
 
 
-@bug("release-races", "a released task does not wait for its first copy to end", MasterCore, "release")
+@bug("release-races", "a released task does not wait for its first copy to end", Acts, "release")
 def _(right: Any, self: Any, cluster: Any, proc: int, reason: str, now: Now) -> None:
-    self.queue.release(cluster, proc, now.wall, reason)
+    self._master.queue.release(cluster, proc, now.wall, reason)
 
 
 @bug("delta-credit", "every heartbeat adds to what a worker offers", Sessions, "on_beat")
@@ -411,6 +412,11 @@ def _(right: Any, self: Any, message: wire.Assign, now: Now) -> None:
     draining, self.draining = self.draining, ""
     right(self, message, now)
     self.draining = draining
+
+
+@bug("hello-keeps-still", "what a worker stopped stays so when it comes back", Sessions, "_set_right")
+def _(right: Any, self: Any, worker: Any, message: wire.Hello) -> None:
+    pass
 
 
 @bug("kill-answered-early", "a worker says that an attempt is gone when it begins to end it", WorkerCore, "on_kill")

@@ -43,6 +43,12 @@ class Payload:
     is_ended: bool = False
     wanted_end: Outcome = Outcome.CANCELLED
     over_at: float = float("inf")
+    #: Since when it stands still.
+    stopped_at: float = float("inf")
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_at < float("inf")
 
     @property
     def is_running(self) -> bool:

@@ -133,6 +133,19 @@ class World:
         self.clients.act("hold", number, proc)
         self.time.after(noise * noise, self.clients.act, "release", number, proc)
 
+    def _suspend(self, number: int, proc: int, noise: float) -> None:
+        self.clients.act("suspend", number, proc)
+
+    def _continue(self, number: int, proc: int, noise: float) -> None:
+        self.clients.act("continue", number, proc)
+
+    def _suspend_and_continue(self, number: int, proc: int, noise: float) -> None:
+        self.clients.act("suspend", number, proc)
+        self.time.after(20.0 * noise * noise, self.clients.act, "continue", number, proc)
+
+    def _vacate(self, number: int, proc: int, noise: float) -> None:
+        self.clients.act("vacate", number, proc)
+
     def _wait(self, number: int, proc: int, noise: float) -> None:
         self.clients.wait(number)
 
