@@ -154,6 +154,8 @@ class Resources(msgspec.Struct, frozen=True, array_like=True, gc=False):
     memory_bytes: int = 0
     disk_bytes: int = 0
     gpus: int = 0
+    #: It is, or must be, a slot of the master's own host (universes local and scheduler).
+    on_head: bool = False
 
 
 class TaskId(NamedTuple):
@@ -219,6 +221,8 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Sent first when the task is to end, then SIGKILL after the grace.
     kill_signal: int = 15
     kill_grace_s: float = 10
+    #: Words of argv or values of env hold `$$()`, which the slot resolves.
+    at_match: bool = False
     #: Old ClassAd text of the job for _CONDOR_JOB_AD.
     job_ad: str = ""
 
@@ -343,6 +347,8 @@ class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     received_bytes: int = 0
     #: Nodes it was lost on, so that a retry avoids them.
     lost_on: tuple[str, ...] = ()
+    #: Times its payload ended by itself.
+    completions: int = 0
 
 
 def fill(value: Any, cluster: int, proc: int) -> Any:

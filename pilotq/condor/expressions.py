@@ -120,7 +120,7 @@ def _printed(value: Any) -> str:
 def canonical(text: str) -> str:
     """Expression text as HTCondor prints it; unchanged when it cannot be parsed."""
     if literal(text) is not None:
-        return text
+        return text.lower() if text.lower() in _WORDS else text
     try:
         return _printed(classad2.ExprTree(_new_syntax(text, rewrite=False)))
     except (classad2.ClassAdException, ValueError):

@@ -33,6 +33,10 @@ POLICY_ATTRIBUTES = {
     "on_exit_hold": "OnExitHold",
     "on_exit_remove": "OnExitRemove",
     "leave_in_queue": "LeaveJobInQueue",
+    "periodic_hold_reason": "PeriodicHoldReason",
+    "periodic_hold_subcode": "PeriodicHoldSubCode",
+    "on_exit_hold_reason": "OnExitHoldReason",
+    "on_exit_hold_subcode": "OnExitHoldSubCode",
 }
 #: Of every job, unless its cluster says otherwise.
 DEFAULTS = {
@@ -47,6 +51,8 @@ DEFAULTS = {
     "NumRestarts": "0",
     "TotalSuspensions": "0",
     "LastSuspensionTime": "0",
+    "CommittedSuspensionTime": "0",
+    "CumulativeSuspensionTime": "0",
     "ExitStatus": "0",
     "ImageSize": "0",
     "DiskUsage": "0",

@@ -16,7 +16,7 @@ from pilotq.core.records import ClusterAdded, ClusterLeft, Note, NotesAdded, Not
 from pilotq.core.tasks import NO_FACTS, Cluster, Ready, completed
 from pilotq.core.turn import NewCluster
 from pilotq.errors import InternalError
-from pilotq.model import ENDED, ON_WORKER, Ended, Facts, HoldCode, Outcome, OutputFile, State
+from pilotq.model import ENDED, ENDING, ON_WORKER, Ended, Facts, HoldCode, Outcome, OutputFile, State
 from pilotq.wire import Token
 
 #: Numbers of user-log events. Source: HTCondor manual, job event log codes.
@@ -224,6 +224,7 @@ class Queue:
                 outcome=int(end.outcome),
                 code=end.code,
                 reason=end.reason,
+                completions=facts.completions + (end.outcome in ENDING),
             ),
         )
 

@@ -49,6 +49,7 @@ def completed(old: Facts, end: Ended, wall: float, *, was_started: bool) -> Fact
         old.sent_bytes + sum([output.size_bytes for output in end.outputs]) if end.outputs else old.sent_bytes,
         old.received_bytes,
         old.lost_on,
+        old.completions + 1,
     )
 
 
