@@ -11,7 +11,7 @@ import re
 from pilotq.condor.expressions import quote
 from pilotq.condor.job import Job, Parts
 from pilotq.condor.lexer import SubmitError, shown
-from pilotq.condor.matching import is_matched_later
+from pilotq.condor.matching import shielded
 from pilotq.condor.quoting import is_new, join_environment, join_new, parse_arguments, parse_environment, split_new
 from pilotq.condor.request import raw
 from pilotq.model import Command
@@ -39,7 +39,8 @@ def is_transferred(job: Job) -> bool:
 def on_arguments(job: Job, parts: Parts) -> None:
     """argv, and the attribute Arguments (new syntax) or Args (old)."""
     text = _new_only(job, "arguments2") or job.get("arguments", "args")
-    words = parse_arguments(text)
+    text, restore = shielded(text)
+    words = [restore(word) for word in parse_arguments(text)]
     for word in words:
         _check_length("an argument", word)
     if is_transferred(job):
@@ -48,7 +49,7 @@ def on_arguments(job: Job, parts: Parts) -> None:
         program = job.known("executable", "cmd")
         program = program if "/" in program else f"./{program}"
     parts.description["argv"] = [program, *words]
-    if is_matched_later(text):
+    if any("$$(" in word for word in words):
         parts.description["at_match"] = True
     if text and not is_new(text):
         parts.ad["Args"] = quote(" ".join(words))
@@ -61,12 +62,14 @@ def on_environment(job: Job, parts: Parts) -> None:
     variables = _imported(job, job.known("getenv", "get_env"))
     text = _new_only(job, "environment2") or job.get("environment", "env")
     if text:
-        variables = {**variables, **parse_environment(text)}
+        text, restore = shielded(text)
+        own = parse_environment(text)
+        variables = {**variables, **{name: restore(value) for name, value in own.items()}}
     for name, value in variables.items():
         _check_length(f"the variable {shown(name)}", f"{name}={value}")
     if variables:
         parts.description["env"] = variables
-        if is_matched_later(text):
+        if any("$$(" in value for value in variables.values()):
             parts.description["at_match"] = True
     parts.ad["Environment"] = quote(join_environment(dict(sorted(variables.items()))))
 
