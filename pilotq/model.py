@@ -154,7 +154,7 @@ class Resources(msgspec.Struct, frozen=True, array_like=True, gc=False):
     memory_bytes: int = 0
     disk_bytes: int = 0
     gpus: int = 0
-    #: It is, or must be, a slot of the master's own host (universes local and scheduler).
+    #: A task of the universes local and scheduler: for the worker on the master's own host.
     on_head: bool = False
 
 
@@ -213,6 +213,8 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Put before argv; the words come from the head's setting, the file from `files`.
     wrapper: list[str] = []
     needs: Resources = Resources()
+    #: Where the payload runs, absolute; "": in its sandbox.
+    directory: str = ""
     #: The memory above which the task is killed; 0: none. (needs.memory_bytes is only for matching.)
     memory_limit_bytes: int = 0
     disk_limit_bytes: int = 0

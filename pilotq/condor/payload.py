@@ -48,6 +48,7 @@ def on_arguments(job: Job, parts: Parts) -> None:
     else:
         program = job.known("executable", "cmd")
         program = program if "/" in program else f"./{program}"
+        program = job.side.path(program, job.iwd) if job.is_on_head else program
     parts.description["argv"] = [program, *words]
     if any("$$(" in word for word in words):
         parts.description["at_match"] = True

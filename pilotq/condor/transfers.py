@@ -47,6 +47,8 @@ def on_place(job: Job, parts: Parts) -> None:
             raise SubmitError(f"No such directory: {shown_path(iwd)}")
     parts.body["iwd"] = iwd
     parts.ad["Iwd"] = quote(iwd)
+    if job.is_on_head:
+        parts.description["directory"] = iwd
 
 
 # ---- in --------------------------------------------------------------------------------------------------------
@@ -57,7 +59,9 @@ def on_files(job: Job, parts: Parts) -> None:
     found: dict[str, FileRef] = {}
     executable = _executable(job, parts)
     kib = 0 if executable is None else _kib(executable.size_bytes)
-    for path in _inputs(job, parts):
+    inputs = _inputs(job, parts)
+    # A job of the head runs where they are.
+    for path in inputs if not job.is_on_head else ():
         kib += _kib(_add_input(job, path, found))
     kib += _kib(_standard_input(job, parts, found))
     parts.ad["DiskUsage"] = str(kib)
@@ -292,6 +296,8 @@ def on_outputs(job: Job, parts: Parts) -> None:
 
 def _outputs(job: Job, parts: Parts, should: bool | None) -> list[str] | None:
     """None: every new file on the top level of the sandbox, as HTCondor does where no file system is shared."""
+    if job.is_on_head:
+        return []
     text = job.literal("TransferOutput")
     if text is None:
         text = job.get("transfer_output_files", "transferoutputfiles", "transferoutput")

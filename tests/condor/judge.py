@@ -83,7 +83,7 @@ def answer(question: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    for name in set(os.environ) - {"CONDOR_CONFIG"}:
+    for name in set(os.environ):
         del os.environ[name]
     for line in sys.stdin:
         question = json.loads(line)

@@ -106,3 +106,63 @@ def test_requests_may_be_expressions(pool: Parts) -> None:
     )
     pool.wait_done(cluster)
     assert (pool.cwd / "needs").read_text() == "Cpus = 2\nMemory = 300\n"
+
+
+# ---- universes of the head ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Parts]:
+    """A master alone: no foreman, no worker."""
+    found = Parts(tmp_path, 0, settings=["master.local_tasks=2"])
+    found.environ["PATH"] = f"{SHIMS}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    try:
+        found.start_master()
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize("universe", ["local", "scheduler"])
+def test_a_job_of_the_head_runs_where_it_was_submitted(head: Parts, universe: str) -> None:
+    (head.cwd / "beside").write_text("it is here\n")
+    text = f"universe = {universe}\narguments = $(Cluster)\noutput = out\nerror = err\nlog = log"
+    cluster = submit(head, text, 'pwd > where; cat beside; echo "to stderr $1" >&2')
+    assert head.wait_done(cluster)["failed"] == 0
+    assert (head.cwd / "where").read_text() == f"{head.cwd}\n"
+    assert (head.cwd / "out").read_text() == "it is here\n"
+    assert (head.cwd / "err").read_text() == f"to stderr {cluster}\n"
+    assert "Job terminated" in (head.cwd / "log").read_text()
+    assert head.status()["slots"]["open"] == 0
+
+
+def test_jobs_of_the_head_are_limited_and_survive_the_master(head: Parts) -> None:
+    (head.cwd / "job.sh").write_text('#!/bin/sh\necho "$1" >> starts\nwhile [ ! -e go ]; do sleep 0.1; done\n')
+    (head.cwd / "job.sh").chmod(0o755)
+    cluster = head.submit("universe = local\nexecutable = job.sh\narguments = $(Process)\nqueue 3\n")
+    wait_for("the first two", lambda: head.counts(cluster)["running"] == 2)
+    head.kill9("master")
+    head.start_master()
+    wait_for("them again", lambda: head.counts(cluster)["running"] == 2)
+    (head.cwd / "go").touch()
+    assert head.wait_done(cluster)["failed"] == 0
+    assert sorted((head.cwd / "starts").read_text().split()) == ["0", "1", "2"]
+
+
+def test_the_worker_of_the_head_leaves_with_an_idle_master(head: Parts) -> None:
+    cluster = submit(head, "universe = local", "true")
+    head.wait_done(cluster)
+    record = head.path / "run" / "head.json"
+    assert record.exists()
+    head.end("master")
+    wait_for("its worker to leave", lambda: not record.exists())
+
+
+def test_no_other_worker_gets_jobs_of_the_head(pool: Parts) -> None:
+    cluster = submit(pool, "universe = local\noutput = slot", "echo $_CONDOR_SCRATCH_DIR $_CONDOR_JOB_AD")
+    plain = submit(pool, "", "sleep 0.1")
+    pool.wait_done(cluster)
+    pool.wait_done(plain)
+    workers = {worker["key"]: worker["name"] for worker in pool.status()["workers"]}
+    assert workers.keys() == {"site", "head"}
+    assert f"{pool.path}/head/" in (pool.cwd / "slot").read_text()
