@@ -12,6 +12,8 @@ from pilotq import wire
 
 #: Name of the keys that the master makes by itself at its first start.
 FIRST = "site"
+#: Name of the key of the worker on the master's own host, which alone runs tasks of universes local and scheduler.
+HEAD = "head"
 
 
 class Role(StrEnum):

@@ -98,6 +98,8 @@ class Settings:
     master_max_losses: int = _set(5, "A task lost so often with its worker, on two nodes at least, is held.")
     master_policy_interval_s: float = _set(60.0, "Time between two looks at periodic_hold and its kin.", "s")
 
+    master_local_tasks: int = _set(20, "Tasks of the universes local and scheduler that run on the head at once.")
+
     foreman_hosts: tuple[str, ...] = _set(("127.0.0.1",), "Hosts where foremen run.", "hosts", "WQ_FOREMEN")
     foreman_count: int = _set(2, "Foremen on each host; 0: workers connect to the master.", env="WQ_NUM_FOREMEN")
     foreman_base_port: int = _set(

@@ -154,6 +154,8 @@ class Resources(msgspec.Struct, frozen=True, array_like=True, gc=False):
     memory_bytes: int = 0
     disk_bytes: int = 0
     gpus: int = 0
+    #: A task of the universes local and scheduler: for the worker on the master's own host.
+    on_head: bool = False
 
 
 class TaskId(NamedTuple):
@@ -211,6 +213,8 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Put before argv; the words come from the head's setting, the file from `files`.
     wrapper: list[str] = []
     needs: Resources = Resources()
+    #: Where the payload runs, absolute; "": in its sandbox.
+    directory: str = ""
     #: The memory above which the task is killed; 0: none. (needs.memory_bytes is only for matching.)
     memory_limit_bytes: int = 0
     disk_limit_bytes: int = 0
@@ -219,6 +223,8 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Sent first when the task is to end, then SIGKILL after the grace.
     kill_signal: int = 15
     kill_grace_s: float = 10
+    #: Words of argv or values of env hold `$$()`, which the slot resolves.
+    at_match: bool = False
     #: Old ClassAd text of the job for _CONDOR_JOB_AD.
     job_ad: str = ""
 
@@ -349,6 +355,8 @@ class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     lost_on: tuple[str, ...] = ()
     #: Times it was suspended.
     suspensions: int = 0
+    #: Times its payload ended by itself.
+    completions: int = 0
 
 
 class Edit(NamedTuple):

@@ -119,8 +119,9 @@ def _printed(value: Any) -> str:
 @lru_cache(4096)
 def canonical(text: str) -> str:
     """Expression text as HTCondor prints it; unchanged when it cannot be parsed."""
-    if literal(text) is not None:
-        return text
+    value = literal(text)
+    if value is not None and not isinstance(value, float):
+        return text.lower() if text.lower() in _WORDS else text
     try:
         return _printed(classad2.ExprTree(_new_syntax(text, rewrite=False)))
     except (classad2.ClassAdException, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from pilotq.condor.jobad import CONDOR_VERSION
@@ -15,11 +16,26 @@ from pilotq.condor.submit_options import Options
 from pilotq.condor.user_side import UserSide
 from pilotq.model import CLUSTER_MARK, PROC_MARK, FileRef, Resources
 
+#: Keywords in which `$$()` stands for what the slot says.
+_AT_MATCH = frozenset({"arguments", "arguments2", "environment", "environment2"})
 _TRUE = frozenset({"true", "t", "yes", "1"})
 _FALSE = frozenset({"false", "f", "no", "0"})
 #: Expressions that need no parser to be seen to be right.
 _SIMPLE = re.compile(r'-?[0-9]+|[A-Za-z_]\w*|"[^"\\]*"', re.ASCII)
 _ATTRIBUTE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+class Universe(IntEnum):
+    """Where a job runs. Those of the head run there, in the master's care; grid is run as if it were vanilla."""
+
+    VANILLA = 5
+    SCHEDULER = 7
+    GRID = 9
+    LOCAL = 12
+
+
+_UNIVERSES = {**{one.name.lower(): one for one in Universe}, **{str(int(one)): one for one in Universe}}
+_OTHER_UNIVERSES = frozenset(["8", "10", "11", "13", "container", "docker", "java", "parallel", "vm"])
 
 
 @dataclass(frozen=True)
@@ -44,11 +60,15 @@ class Site:
 
 @dataclass(eq=False)
 class Parts:
-    """Fields of `Description` and `ClusterBody` that one section gives, and attributes of the ad."""
+    """Fields of `Description` and `ClusterBody` that one section gives, and attributes of the ad.
+
+    `decides`: of those fields that the master looks at by cluster, the ones that this section may give.
+    """
 
     description: dict[str, Any] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
     ad: dict[str, str] = field(default_factory=dict)
+    decides: tuple[str, ...] = ()
 
 
 class Job:
@@ -92,8 +112,8 @@ class Job:
                     break
         if constant:
             self._constant[names] = value
-        elif "$$(" in value:
-            raise SubmitError(f"$$() is not supported by pilotq yet: {names[0]} = {shown(value)}")
+        elif "$$(" in value and not _AT_MATCH.intersection(names):
+            self.warn(f"$$() is resolved in arguments and environment only: {names[0]} = {shown(value)}")
         return value
 
     def begin(self) -> None:
@@ -151,6 +171,29 @@ class Job:
         if len(value) < 2 or value[0] != '"' or value[-1] != '"':
             raise SubmitError(f'{name} must be a quoted string: +{name} = "{shown(value)}"')
         return value[1:-1].replace('\\"', '"')
+
+    @property
+    def universe(self) -> Universe:
+        """Raises: SubmitError for one that pilotq does not have."""
+        name = self.known("universe", "jobuniverse").lower() or "vanilla"
+        universe = _UNIVERSES.get(name)
+        if universe is None:
+            if name in ("standard", "1"):
+                raise SubmitError("'Standard' is not a supported universe.")
+            if name in _OTHER_UNIVERSES:
+                raise SubmitError(
+                    f"the universe {name} is not supported by pilotq: use vanilla, local, scheduler or grid"
+                )
+            raise SubmitError(f"I don't know about the '{shown(name)}' universe.")
+        return universe
+
+    @property
+    def is_grid(self) -> bool:
+        return self.universe == Universe.GRID
+
+    @property
+    def is_on_head(self) -> bool:
+        return self.universe in (Universe.LOCAL, Universe.SCHEDULER)
 
     @property
     def iwd(self) -> str:

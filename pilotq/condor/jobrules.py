@@ -43,7 +43,8 @@ def _global_id(job: Job) -> str:
 def _exit(job: Job, wanted: str) -> str | None:
     """ExitCode or ExitSignal or ExitStatus of the last attempt, once it ended by itself."""
     facts = job.facts
-    if job.state not in _EXITED or facts.outcome not in (Outcome.OK, Outcome.EXIT, Outcome.SIGNAL):
+    is_over = job.state in _EXITED or facts.ended_at >= facts.last_started_at > 0
+    if not is_over or facts.outcome not in (Outcome.OK, Outcome.EXIT, Outcome.SIGNAL):
         return None
     by_signal = facts.outcome == Outcome.SIGNAL
     if wanted == "ExitBySignal":
@@ -71,6 +72,8 @@ def _held(job: Job, wanted: str) -> str | None:
         reason, code = job.template.common.hold_reason, HoldCode.SUBMITTED_HELD
     if wanted == "reason":
         return quote(reason or "Unspecified")
+    if wanted == "subcode" and code == HoldCode.SUBMITTED_HELD:
+        return None
     return str(code if wanted == "code" else job.facts.hold_subcode)
 
 
@@ -118,6 +121,11 @@ RULES: dict[str, Rule] = {
     "LastRemoteHost": lambda job: _host(job, False),
     "CurrentHosts": lambda job: "1" if job.state in _STARTED else "0",
     "RemoteWallClockTime": lambda job: _real(job.facts.wall_s),
+    "CommittedTime": lambda job: str(int(job.facts.wall_s)),
+    "CommittedSlotTime": lambda job: str(int(job.facts.wall_s)),
+    "CumulativeSlotTime": lambda job: str(int(job.facts.wall_s)),
+    "CumulativeRemoteUserCpu": lambda job: _real(job.facts.usage.user_s),
+    "CumulativeRemoteSysCpu": lambda job: _real(job.facts.usage.system_s),
     "LastRunWallClockTime": lambda job: _real(job.facts.usage.wall_s) if job.facts.usage.wall_s else None,
     "RemoteUserCpu": lambda job: _real(job.facts.usage.user_s),
     "RemoteSysCpu": lambda job: _real(job.facts.usage.system_s),
@@ -128,7 +136,7 @@ RULES: dict[str, Rule] = {
     "BytesSent": lambda job: _transferred(job, job.facts.sent_bytes),
     "BytesRecvd": lambda job: _transferred(job, job.facts.received_bytes),
     "CompletionDate": lambda job: _moment(job.facts.ended_at or job.entered_at) if job.state == State.DONE else None,
-    "NumJobCompletions": lambda job: "1" if job.state == State.DONE else "0",
+    "NumJobCompletions": lambda job: str(job.facts.completions or int(job.state == State.DONE)),
     "ExitBySignal": lambda job: _exit(job, "ExitBySignal") or "false",
     "ExitCode": lambda job: _exit(job, "ExitCode"),
     "ExitSignal": lambda job: _exit(job, "ExitSignal"),

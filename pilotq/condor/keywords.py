@@ -28,8 +28,6 @@ def _words(text: str) -> list[str]:
 #: Keyword -> attribute, for those that are an attribute and nothing else. The attribute's name is accepted as well.
 _PLAIN: dict[Kind, dict[str, str]] = {
     Kind.STRING: {
-        "accounting_group": "AcctGroup",
-        "accounting_group_user": "AcctGroupUser",
         "append_files": "AppendFiles",
         "batch_id": "JobBatchId",
         "batch_project": "BatchProject",
@@ -43,7 +41,7 @@ _PLAIN: dict[Kind, dict[str, str]] = {
         "starter_debug": "JobStarterDebug",
         "submit_event_notes": "SubmitEventNotes",
         "submit_event_user_notes": "SubmitEventUserNotes",
-        "ulog_execute_attrs": "ULogExecuteEventAttrs",
+        "ulog_execute_attrs": "UserLogExecuteEventAttrs",
         "x509userproxy": "x509userproxy",
     },
     Kind.NAMES: {"concurrency_limits": "ConcurrencyLimits"},
@@ -51,22 +49,13 @@ _PLAIN: dict[Kind, dict[str, str]] = {
         "allowed_execute_duration": "AllowedExecuteDuration",
         "allowed_job_duration": "AllowedJobDuration",
         "concurrency_limits_expr": "ConcurrencyLimits",
-        "gpus_maximum_capability": "GPUsMaxCapability",
-        "gpus_minimum_capability": "GPUsMinCapability",
-        "gpus_minimum_memory": "GPUsMinMemory",
-        "gpus_minimum_runtime": "GPUsMinRuntime",
         "job_max_vacate_time": "JobMaxVacateTime",
         "keep_claim_idle": "KeepClaimIdle",
         "max_job_retirement_time": "MaxJobRetirementTime",
         "max_transfer_input_mb": "MaxTransferInputMB",
         "max_transfer_output_mb": "MaxTransferOutputMB",
         "next_job_start_delay": "NextJobStartDelay",
-        "on_exit_hold_reason": "OnExitHoldReason",
-        "on_exit_hold_subcode": "OnExitHoldSubCode",
-        "periodic_hold_reason": "PeriodicHoldReason",
-        "periodic_hold_subcode": "PeriodicHoldSubCode",
         "periodic_vacate": "PeriodicVacate",
-        "require_gpus": "RequireGPUs",
     },
     Kind.INTEGER: {
         "core_size": "CoreSize",
@@ -82,7 +71,6 @@ _PLAIN: dict[Kind, dict[str, str]] = {
     Kind.BOOLEAN: {
         "erase_output_and_error_on_restart": "EraseOutputAndErrorOnRestart",
         "log_xml": "UserLogUseXML",
-        "nice_user": "NiceUser",
         "run_as_owner": "RunAsOwner",
         "want_graceful_removal": "WantGracefulRemoval",
     },
@@ -102,7 +90,7 @@ REFUSED = frozenset(
         "checkpoint_exit_code checkpoint_destination transfer_checkpoint_files container_image docker_image "
         "cron_minute cron_hour cron_day_of_month cron_month cron_day_of_week deferral_time deferral_window "
         "deferral_prep_time encrypt_execute_directory encrypt_input_files encrypt_output_files "
-        "interactive_executable jar_files java_vm_args machine_count node_count nodecount manifest noop_job "
+        "interactive_executable jar_files java_vm_args manifest noop_job "
         "noop_job_exit_code noop_job_exit_signal output_destination output_directory public_input_files "
         "remote_initialdir shell skip_if_dataflow suspend_job_at_exec tool_daemon_cmd transfer_plugins "
         "use_oauth_services useoauthservices vm_type want_io_proxy common_input_files primary_unix_group"
@@ -135,14 +123,18 @@ NOT_YET = {
 
 #: All others that are no typing errors: read somewhere in `pilotq.condor`, or without a meaning here.
 _OTHERS = _words(
+    "accounting_group accounting_group_user acctgroup acctgroupuser "
     "allow_arguments_v1 allow_environment_v1 args arguments arguments2 batch_extra_submit_args batch_name "
     "batch_runtime buffer_block_size buffer_files buffer_size cmd compress_files copy_to_spool cpus "
     "delegate_job_gsi_credentials_lifetime dont_encrypt_input_files dont_encrypt_output_files env environment "
     "environment2 error executable exit_requirements fetch_files file_remaps get_env getenv grid_resource hold "
     "hold_kill_sig initial_dir initialdir input iwd job_batch_name job_iwd job_lease_duration jobbatchname "
     "jobleaseduration jobprio jobset jobuniverse kill_sig leave_in_queue leavejobinqueue load_profile local_files log "
+    "machine_count nice_user niceuser node_count nodecount "
     "max_retries memory_usage notification on_evict_checks on_exit_hold on_exit_remove onexithold onexitremove "
-    "output periodic_hold periodic_release periodic_remove periodichold periodicrelease periodicremove "
+    "output on_exit_hold_reason on_exit_hold_subcode onexitholdreason "
+    "onexitholdsubcode periodic_hold periodic_hold_reason periodic_hold_subcode periodicholdreason "
+    "periodicholdsubcode periodic_release periodic_remove periodichold periodicrelease periodicremove "
     "preserve_relative_paths preferences prio priority rank remove_kill_sig rendezvousdir requestcpus requestdisk "
     "requestgpus requestmemory requirements retry_until send_credential should_transfer_files shouldtransferfiles "
     "skip_filechecks stack_size starter_log stderr stdin stdout stream_error stream_input stream_output "

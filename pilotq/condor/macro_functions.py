@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pilotq.condor.expressions import evaluate, unparse
 from pilotq.condor.lexer import SubmitError, shown
+from pilotq.errors import UserError
 from pilotq.model import CLUSTER_MARK
 
 _FILE_LETTERS = frozenset("fpdnxbqawu")
@@ -109,7 +111,7 @@ def _value(node: ast.expr) -> Number:
 
 
 def is_function(name: str) -> bool:
-    return name in _FUNCTIONS or (name[0] == "F" and set(name[1:]) <= _FILE_LETTERS)
+    return name in _FUNCTIONS or name == "ENV" or (name[0] == "F" and set(name[1:]) <= _FILE_LETTERS)
 
 
 def call(name: str, body: str, scope: Scope, depth: int) -> str:
@@ -243,12 +245,17 @@ def _random_integer(name: str, body: str, scope: Scope, depth: int) -> str:
     return str(first + step * _random(scope, (last - first) // step + 1))
 
 
-def _refused(name: str, body: str, scope: Scope, depth: int) -> str:
-    raise SubmitError(f"${name}() is not supported by pilotq yet")
+def _eval(name: str, body: str, scope: Scope, depth: int) -> str:
+    """The value of a ClassAd expression, as text."""
+    text = _named(body, scope, depth, "$EVAL()")
+    try:
+        value = evaluate(text, {}, 0)
+    except UserError:
+        raise SubmitError(f"$EVAL() macro: {shown(text)} is not an expression") from None
+    return f"{value:.15E}" if isinstance(value, float) else value if isinstance(value, str) else unparse(value)
 
 
 _FUNCTIONS: dict[str, Callable[[str, str, Scope, int], str]] = {
-    "ENV": _refused,
     "BASENAME": _basename,
     "DIRNAME": _dirname,
     "INT": _number,
@@ -258,5 +265,5 @@ _FUNCTIONS: dict[str, Callable[[str, str, Scope, int], str]] = {
     "CHOICE": _choice,
     "RANDOM_CHOICE": _random_choice,
     "RANDOM_INTEGER": _random_integer,
-    "EVAL": _refused,
+    "EVAL": _eval,
 }

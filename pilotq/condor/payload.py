@@ -11,6 +11,7 @@ import re
 from pilotq.condor.expressions import quote
 from pilotq.condor.job import Job, Parts
 from pilotq.condor.lexer import SubmitError, shown
+from pilotq.condor.matching import shielded
 from pilotq.condor.quoting import is_new, join_environment, join_new, parse_arguments, parse_environment, split_new
 from pilotq.condor.request import raw
 from pilotq.model import Command
@@ -37,10 +38,9 @@ def is_transferred(job: Job) -> bool:
 
 def on_arguments(job: Job, parts: Parts) -> None:
     """argv, and the attribute Arguments (new syntax) or Args (old)."""
-    if job.get("arguments2"):
-        raise SubmitError("arguments2 is not supported by pilotq yet: use arguments")
-    text = job.get("arguments", "args")
-    words = parse_arguments(text)
+    text = _new_only(job, "arguments2") or job.get("arguments", "args")
+    text, restore = shielded(text)
+    words = [restore(word) for word in parse_arguments(text)]
     for word in words:
         _check_length("an argument", word)
     if is_transferred(job):
@@ -48,7 +48,10 @@ def on_arguments(job: Job, parts: Parts) -> None:
     else:
         program = job.known("executable", "cmd")
         program = program if "/" in program else f"./{program}"
+        program = job.side.path(program, job.iwd) if job.is_on_head else program
     parts.description["argv"] = [program, *words]
+    if any("$$(" in word for word in words):
+        parts.description["at_match"] = True
     if text and not is_new(text):
         parts.ad["Args"] = quote(" ".join(words))
     else:
@@ -57,17 +60,29 @@ def on_arguments(job: Job, parts: Parts) -> None:
 
 def on_environment(job: Job, parts: Parts) -> None:
     """Variables that getenv takes over, and those of `environment`, which win."""
-    if job.get("environment2"):
-        raise SubmitError("environment2 is not supported by pilotq yet: use environment")
     variables = _imported(job, job.known("getenv", "get_env"))
-    text = job.get("environment", "env")
+    text = _new_only(job, "environment2") or job.get("environment", "env")
     if text:
-        variables = {**variables, **parse_environment(text)}
+        text, restore = shielded(text)
+        own = parse_environment(text)
+        variables = {**variables, **{name: restore(value) for name, value in own.items()}}
     for name, value in variables.items():
         _check_length(f"the variable {shown(name)}", f"{name}={value}")
     if variables:
         parts.description["env"] = variables
-    parts.ad["Environment"] = quote(join_environment(variables))
+        if any("$$(" in value for value in variables.values()):
+            parts.description["at_match"] = True
+    parts.ad["Environment"] = quote(join_environment(dict(sorted(variables.items()))))
+
+
+def _new_only(job: Job, keyword: str) -> str:
+    """The value of a keyword that is in the new syntax always."""
+    text = job.get(keyword)
+    if text and not is_new(text):
+        raise SubmitError(
+            f"Expecting double-quoted input string (V2 format).\nThe full {keyword} you specified were: {shown(text)}"
+        )
+    return text
 
 
 def _imported(job: Job, wanted: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pilotq.condor import attributes, payload, transfers
+from pilotq.condor import attributes, needs, payload, transfers
 from pilotq.condor.expressions import quote
 from pilotq.condor.job import Job, Parts
 from pilotq.condor.jobad import DEFAULTS
@@ -21,8 +21,9 @@ from pilotq.condor.jobfile import job_file
 from pilotq.condor.lexer import SubmitError, shown
 from pilotq.condor.macro_functions import NeedsProc
 from pilotq.condor.queue import Rows
+from pilotq.core.tasks import POLICY_ATTRIBUTES
 from pilotq.deltas import HOLES, TEXT_MAX, Blocks, Form
-from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Description, Submission
+from pilotq.model import CLUSTER_MARK, PROC_MARK, ClusterBody, Description, Resources, Submission
 
 Section = Callable[[Job, Parts], None]
 
@@ -36,10 +37,10 @@ SECTIONS: tuple[Section, ...] = (
     payload.on_commands,
     transfers.on_streams,
     transfers.on_outputs,
-    attributes.on_needs,
-    attributes.on_limits,
+    needs.on_needs,
+    needs.on_limits,
     attributes.on_policies,
-    attributes.on_matching,
+    needs.on_matching,
     attributes.on_identity,
     attributes.on_plain,
     attributes.on_forced,
@@ -47,15 +48,9 @@ SECTIONS: tuple[Section, ...] = (
 #: Those that ask the user's side; the others need not be made for each proc while answers are missing.
 _ASKING = frozenset({transfers.on_place, transfers.on_files, transfers.on_streams})
 #: Those that give what the master looks at by cluster.
-_DECIDING = frozenset({attributes.on_needs, attributes.on_policies, attributes.on_identity})
-#: What the master looks at by cluster, with the keyword that sets it: such fields cannot differ between procs.
-_OF_CLUSTER = {
-    "needs": "request_cpus, request_memory, request_disk or request_gpus",
-    "priority": "priority",
-    "policies": "a periodic_*, on_exit_* or leave_in_queue expression",
-    "hold_reason": "hold",
-    "lease_s": "job_lease_duration",
-}
+_DECIDING = frozenset({needs.on_needs, attributes.on_policies, attributes.on_identity})
+#: What the master looks at by cluster: where procs differ in it, the cluster has what is enough for all of them.
+_OF_CLUSTER = frozenset({"needs", "priority", "policies", "hold_reason", "lease_s"})
 #: Those that take values of rows as they are, when these have nothing in them that means something to them.
 _FILLABLE = frozenset({payload.on_arguments, payload.on_environment, transfers.on_streams})
 _PLAIN = re.compile(rf"[\w.:@%+,~/#-]{{1,{TEXT_MAX}}}").fullmatch
@@ -90,6 +85,34 @@ class _Cluster:
         self.count = 0
         #: Of none as long as no proc is different.
         self.deltas = Blocks()
+        #: Of `_OF_CLUSTER`: what is enough for all procs.
+        self.fields: dict[str, Any] = {}
+        #: Policies that are not the same for all: each proc has its own in its ad.
+        self.own_policies: set[str] = set()
+        for section in base:
+            self.fields |= _of_cluster(section)
+
+    def meet(self, section: Parts, job: Job) -> None:
+        """One more proc is to be of this cluster.
+
+        Raises: SubmitError when it cannot be.
+        """
+        for name, value in _of_cluster(section).items():
+            known = self.fields.get(name, _default(name))
+            if value == known:
+                continue
+            if name == "hold_reason":
+                raise SubmitError("hold differs between the jobs of a queue statement: use a queue statement for each")
+            if name == "policies":
+                self.own_policies |= {key for key in {**known, **value} if known.get(key) != value.get(key)}
+                self.fields[name] = {**known, **value}
+            elif name == "needs":
+                job.warn("request_* differs between the jobs of a cluster: each gets a slot for the largest request")
+                self.fields[name] = Resources(*map(max, _amounts(known), _amounts(value)))
+            else:
+                if name == "priority":
+                    job.warn("priority differs between the jobs of a cluster: pilotq orders them by the highest")
+                self.fields[name] = max(known, value)
 
     def add(self, form: Form, texts: Sequence[str] = (), count: int = 1) -> None:
         """Procs that are alike."""
@@ -131,6 +154,8 @@ class Procs:
             self.clusters.append(cluster)
         common: dict[str, Any] = {}
         for index, section in enumerate(parts):
+            if SECTIONS[index] in _DECIDING:
+                cluster.meet(section, self.job)
             if index not in varying:
                 _add_changes(common, cluster.base, index, section, cluster.forced)
         if varying:
@@ -149,7 +174,7 @@ class Procs:
                 changes["ad"] = dict(common["ad"])
             for index, section in sections:
                 if SECTIONS[index] in _DECIDING:
-                    _refuse_differences(parts[index], section)
+                    cluster.meet(section, self.job)
                 _add_changes(changes, cluster.base, index, section, cluster.forced)
             return changes
 
@@ -362,6 +387,8 @@ def _add_changes(delta: dict[str, Any], base: list[Parts], index: int, section: 
         if old == new:
             continue
         for name in {**old, **new}:
+            if name in _OF_CLUSTER:
+                continue
             value = new[name] if name in new else _default(name)
             if name not in old or old[name] != value:
                 delta[name] = value
@@ -381,28 +408,24 @@ def _filled(text: str, texts: Sequence[str]) -> str:
 
 
 def _of_cluster(parts: Parts) -> dict[str, Any]:
-    return {name: fields[name] for fields in (parts.description, parts.body) for name in _OF_CLUSTER if name in fields}
+    """Those fields of a section, also where they are not given in it but may be in that of another proc."""
+    given = {name: fields[name] for fields in (parts.description, parts.body) for name in _OF_CLUSTER if name in fields}
+    return {**{name: _default(name) for name in parts.decides}, **given}
 
 
-def _refuse_differences(first: Parts, other: Parts) -> None:
-    ours, theirs = _of_cluster(first), _of_cluster(other)
-    for name, keyword in _OF_CLUSTER.items():
-        if ours.get(name) != theirs.get(name):
-            raise SubmitError(
-                f"{keyword} differs between the jobs of one queue statement, which is not supported by pilotq yet: "
-                "use a queue statement for each value"
-            )
+def _amounts(needs: Resources) -> tuple[Any, ...]:
+    return tuple(getattr(needs, name) for name in Resources.__struct_fields__)
 
 
 def _new_cluster(base: list[Parts], parts: list[Parts]) -> str:
     """Why the jobs cannot be in the cluster of the ones before; ""."""
-    if any(old.ad.get("Cmd") != new.ad.get("Cmd") for old, new in zip(base, parts, strict=True)):
-        return "executable"
     for old, new in zip(base, parts, strict=True):
-        ours, theirs = _of_cluster(old), _of_cluster(new)
-        for name, keyword in _OF_CLUSTER.items():
-            if ours.get(name) != theirs.get(name):
-                return keyword
+        if old.ad.get("Cmd") != new.ad.get("Cmd"):
+            return "executable"
+        if old.ad.get("JobUniverse") != new.ad.get("JobUniverse"):
+            return "universe"
+        if old.body.get("hold_reason") != new.body.get("hold_reason"):
+            return "hold"
     return ""
 
 
@@ -414,6 +437,12 @@ def _submission(cluster: _Cluster, job: Job) -> Submission:
         description |= parts.description
         body |= parts.body
         ad |= parts.ad
+    for name, value in cluster.fields.items():
+        (description if name in Description.__struct_fields__ else body)[name] = value
+    for keyword in cluster.own_policies:
+        attribute = POLICY_ATTRIBUTES[keyword]
+        ad.setdefault(attribute, "undefined")
+        body["policies"] = {**body["policies"], keyword: attribute}
     attributes = {**DEFAULTS, **ad, **_identity(job)}
     description["job_ad"] = job_file(attributes)
     submission = Submission(

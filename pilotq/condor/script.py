@@ -6,6 +6,7 @@ Source: HTCondor manual, submit description, if, include.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 
 from pilotq.condor.lexer import Assign, Directive, ParseError, Queue, Statement, SubmitError, shown, statements
@@ -104,10 +105,12 @@ class Script:
         if match is None or not match[3]:
             raise SubmitError("include takes ': file' or ': command |'")
         option, into, source = (match[1] or "").lower(), match[2], match[3].strip()
-        if into:
-            raise SubmitError("'include command into' is not supported by pilotq yet")
         is_command = option == "command" or source.endswith("|")
         source = source.removesuffix("|").strip()
+        if is_command and into:
+            # What the command says is kept in a file, and the command not run again while that is there.
+            file = shlex.quote(into.split()[1])
+            source = f"if ! [ -f {file} ]; then {{ {source}\n}} > {file}.new && mv {file}.new {file}; fi && cat {file}"
         answer = self.side.must("run" if is_command else "read", source)
         if answer.ok:
             self.run(text(answer.data), source, depth + 1)

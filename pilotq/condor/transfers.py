@@ -49,6 +49,8 @@ def on_place(job: Job, parts: Parts) -> None:
             raise SubmitError(f"No such directory: {shown_path(iwd)}")
     parts.body["iwd"] = iwd
     parts.ad["Iwd"] = quote(iwd)
+    if job.is_on_head:
+        parts.description["directory"] = iwd
 
 
 # ---- in --------------------------------------------------------------------------------------------------------
@@ -58,9 +60,13 @@ def on_files(job: Job, parts: Parts) -> None:
     """Files that are put into the sandbox: executable, inputs, standard input, wrapper."""
     found: dict[str, FileRef] = {}
     executable = _executable(job, parts)
-    for path in _inputs(job, parts):
-        _add_input(job, path, found)
-    _standard_input(job, parts, found)
+    kib = 0 if executable is None else _kib(executable.size_bytes)
+    inputs = _inputs(job, parts)
+    # A job of the head runs where they are.
+    for path in inputs if not job.is_on_head else ():
+        kib += _kib(_add_input(job, path, found))
+    kib += _kib(_standard_input(job, parts, found))
+    parts.ad["DiskUsage"] = str(kib)
     if executable is not None:
         found[EXECUTABLE] = executable
     if job.site.wrapper_file is not None:
@@ -68,8 +74,10 @@ def on_files(job: Job, parts: Parts) -> None:
         parts.description["wrapper"] = job.site.wrapper
     if found:
         parts.description["files"] = list(found.values())
-    size = sum(file.size_bytes for file in found.values())
-    parts.ad["TransferInputSizeMB"] = str(size >> 20)
+    if not job.get("disk_usage", "diskusage"):
+        # Who says how large it is does not want it to be counted.
+        size = sum(file.size_bytes for file in found.values())
+        parts.ad["TransferInputSizeMB"] = str(size >> 20)
 
 
 def _executable(job: Job, parts: Parts) -> FileRef | None:
@@ -77,7 +85,7 @@ def _executable(job: Job, parts: Parts) -> FileRef | None:
     if not name:
         raise SubmitError("No 'executable' parameter was provided")
     if not is_transferred(job):
-        _kib(parts, 0)
+        _image(parts, 0)
         parts.ad["Cmd"] = quote(name)
         parts.ad["TransferExecutable"] = "false"
         return None
@@ -91,13 +99,17 @@ def _executable(job: Job, parts: Parts) -> FileRef | None:
         raise SubmitError(f"Can't access executable file {shown_path(path)}: Is a directory")
     if not kept.size_bytes:
         raise SubmitError(f"Executable file {shown_path(path)} has zero length")
-    _kib(parts, kept.size_bytes)
+    _image(parts, kept.size_bytes)
     return FileRef(EXECUTABLE, kept.digest, kept.size_bytes, 0o755)
 
 
-def _kib(parts: Parts, size_bytes: int) -> None:
-    for attribute in ("ExecutableSize", "ImageSize", "DiskUsage"):
-        parts.ad[attribute] = str((size_bytes + 1023) >> 10)
+def _kib(size_bytes: int) -> int:
+    return (size_bytes + 1023) >> 10
+
+
+def _image(parts: Parts, size_bytes: int) -> None:
+    for attribute in ("ExecutableSize", "ImageSize"):
+        parts.ad[attribute] = str(_kib(size_bytes))
 
 
 def _inputs(job: Job, parts: Parts) -> list[str]:
@@ -113,7 +125,8 @@ def _inputs(job: Job, parts: Parts) -> list[str]:
     return names
 
 
-def _add_input(job: Job, name: str, found: dict[str, FileRef]) -> None:
+def _add_input(job: Job, name: str, found: dict[str, FileRef]) -> int:
+    """Take a file or a directory in; its bytes."""
     _no_url(name, "transfer_input_files")
     path = job.side.path(name, job.iwd)
     # Of a directory with a slash at its end only what is in it is taken.
@@ -127,7 +140,8 @@ def _add_input(job: Job, name: str, found: dict[str, FileRef]) -> None:
         target = relative if not relative.startswith("..") and relative != "." else target
     if not kept.is_directory:
         found[target] = FileRef(target, kept.digest, kept.size_bytes, kept.mode)
-        return
+        return kept.size_bytes
+    size = 0
     below = job.side.files_below(path.rstrip("/") or "/") or []
     if len(below) > DIRECTORY_FILES_MAX:
         raise SubmitError(
@@ -140,16 +154,23 @@ def _add_input(job: Job, name: str, found: dict[str, FileRef]) -> None:
         if isinstance(file, Answer):
             raise SubmitError(cannot_open(source, 0, file))
         found[place] = FileRef(place, file.digest, file.size_bytes, file.mode)
+        size += file.size_bytes
+    return size
 
 
-def _standard_input(job: Job, parts: Parts, found: dict[str, FileRef]) -> None:
+def _standard_input(job: Job, parts: Parts, found: dict[str, FileRef]) -> int:
+    """Take the file of standard input in; its bytes."""
     name = job.known("input", "stdin")
     if is_null(name):
         parts.ad["In"] = '"/dev/null"'
         parts.ad["TransferIn"] = "false"
-        return
+        return 0
     if not job.flag(True, "transfer_input", "transferin"):
-        raise SubmitError("transfer_input = false is not supported by pilotq yet")
+        # It lies on the machine.
+        parts.description["stdin"] = name
+        parts.ad["In"] = quote(name)
+        parts.ad["TransferIn"] = "false"
+        return 0
     _no_url(name, "input")
     path = job.side.path(name, job.iwd)
     kept = job.side.keep(path)
@@ -164,6 +185,7 @@ def _standard_input(job: Job, parts: Parts, found: dict[str, FileRef]) -> None:
     parts.description["stdin"] = target
     parts.ad["In"] = quote(name)
     parts.ad["StreamIn"] = "true" if job.flag(False, "stream_input", "streamin") else "false"
+    return kept.size_bytes
 
 
 # ---- out -------------------------------------------------------------------------------------------------------
@@ -202,7 +224,10 @@ def _stream(job: Job, parts: Parts, keyword: str, other: str, attribute: str) ->
         parts.ad["Transfer" + attribute] = "false"
         return ""
     if not job.flag(True, f"transfer_{keyword}"):
-        raise SubmitError(f"transfer_{keyword} = false is not supported by pilotq yet")
+        job.warn(f"transfer_{keyword} = false: {keyword} stays with the machine and is gone with the job")
+        parts.ad[attribute] = quote(name)
+        parts.ad["Transfer" + attribute] = "false"
+        return ""
     _no_url(name, keyword)
     path = job.side.path(name, job.iwd)
     _check_writable(job, path, keyword, _WRITE_FLAGS)
@@ -235,9 +260,20 @@ def should_transfer(job: Job) -> bool | None:
             f"invalid value ({shown(value)}) for ShouldTransferFiles. Please either specify \n"
             "YES, NO, or IF_NEEDED and try again."
         )
-    if not value and job.get(*_WHEN_KEYS):
+    when = job.known(*_WHEN_KEYS).upper()
+    if when and value == "NO":
+        raise SubmitError("you specified a value for when_to_transfer_output,\nbut you disabled should_transfer_files.")
+    if when == "ON_EXIT_OR_EVICT":
+        if value == "IF_NEEDED":
+            raise SubmitError("when_to_transfer_output = ON_EXIT_OR_EVICT needs should_transfer_files = YES")
         return True
     return _SHOULD[value or "IF_NEEDED"]
+
+
+def needs_paths(job: Job) -> bool:
+    """Whether it asks for something that old machines do not have."""
+    is_relative = job.flag(False, "preserve_relative_paths", "preserverelativepaths")
+    return is_relative or job.known(*_WHEN_KEYS).upper() == "ON_SUCCESS"
 
 
 def on_outputs(job: Job, parts: Parts) -> None:
@@ -265,6 +301,8 @@ def on_outputs(job: Job, parts: Parts) -> None:
 
 def _outputs(job: Job, parts: Parts, should: bool | None) -> list[str] | None:
     """None: every new file on the top level of the sandbox, as HTCondor does where no file system is shared."""
+    if job.is_on_head:
+        return []
     text = job.literal("TransferOutput")
     if text is None:
         text = job.get("transfer_output_files", "transferoutputfiles", "transferoutput")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pilotq.access import HEAD
 from pilotq.core.health import Health
 from pilotq.core.peers import Peers, Worker
 from pilotq.core.tasks import Cluster, Ready
@@ -107,7 +108,8 @@ class Matcher:
         if needs not in self._nodes:
             found: set[str] = set()
             for worker in self._peers.workers.values():
-                if worker.offer.capacity.cpus >= needs.cpus and self._takes(worker, boot):
+                is_right = needs.on_head == (worker.key == HEAD)
+                if is_right and worker.offer.capacity.cpus >= needs.cpus and self._takes(worker, boot):
                     found.add(worker.host)
                     if len(found) == _NODES_MAX:
                         break

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilotq import wire
+from pilotq.access import HEAD
 from pilotq.core.records import DrainWanted
 from pilotq.core.tasks import Cluster
 from pilotq.core.turn import Route
@@ -202,6 +203,8 @@ class Worker:
     def room(self, needs: Resources, ahead: int) -> int:
         """How many tasks of this need it takes now, `ahead` of them beyond its capacity."""
         capacity, used = self.offer.capacity, self.used
+        if needs.on_head != (self.key == HEAD):
+            return 0
         if capacity.cpus < needs.cpus or capacity.gpus < needs.gpus:
             return 0
         fit = (capacity.cpus - used[0]) // max(needs.cpus, 1)

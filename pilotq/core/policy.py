@@ -65,8 +65,9 @@ class Policy:
     def _fire(self, policy: str, expr: str, cluster: Cluster, proc: int, now: Now) -> None:
         master, reason = self._master, fired(policy, expr)
         if policy == "periodic_hold":
+            subcode, reason = self.held(policy, cluster, proc, cluster.facts_of(proc), now)
             master.sessions.end_attempt(cluster, proc, now)
-            master.queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
+            master.queue.hold(cluster, proc, now.wall, HoldCode.POLICY, subcode, reason)
         elif policy == "periodic_release":
             master.acts.release(cluster, proc, reason, now)
         else:
@@ -94,5 +95,19 @@ class Policy:
             return
         self._master.queue.leave(cluster, proc)
 
+    def held(self, policy: str, cluster: Cluster, proc: int, facts: Facts, now: Now) -> tuple[int, str]:
+        """Subcode and reason of a hold: the user's own, where they come to a number and a text."""
+
+        def value(name: str) -> bool | float | str | None:
+            expr = cluster.policy(f"{policy}_{name}", proc)
+            return self._evaluate(expr, cluster, proc, facts, now.wall) if expr else None
+
+        subcode, reason = value("subcode"), value("reason")
+        return (
+            int(subcode) if isinstance(subcode, int | float) else 0,
+            reason if isinstance(reason, str) and reason else fired(policy, cluster.policy(policy, proc)),
+        )
+
     def _ask(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: Now) -> bool | None:
-        return self._evaluate(expr, cluster, proc, facts, now.wall)
+        value = self._evaluate(expr, cluster, proc, facts, now.wall)
+        return None if value is None or isinstance(value, str) else bool(value)

@@ -26,7 +26,7 @@ from pilotq.core.records import (
 from pilotq.core.tasks import NO_FACTS, Cluster, Ready, completed
 from pilotq.core.turn import NewCluster
 from pilotq.errors import InternalError
-from pilotq.model import ENDED, Edit, Ended, Facts, HoldCode, Outcome, OutputFile, State, add_edit
+from pilotq.model import ENDED, ENDING, Edit, Ended, Facts, HoldCode, Outcome, OutputFile, State, add_edit
 from pilotq.wire import Token
 
 #: Numbers of user-log events. Source: HTCondor manual, job event log codes.
@@ -238,18 +238,16 @@ class Queue:
     def ended_attempt(self, cluster: Cluster, proc: int, end: Ended) -> None:
         """Note what an attempt used, whatever becomes of the task."""
         facts = cluster.facts_of(proc)
-        self.set_facts(
-            cluster,
-            proc,
-            _change(
-                facts,
-                usage=end.usage,
-                wall_s=facts.wall_s + end.usage.wall_s,
-                outcome=int(end.outcome),
-                code=end.code,
-                reason=end.reason,
-            ),
+        new = _change(
+            facts,
+            usage=end.usage,
+            wall_s=facts.wall_s + end.usage.wall_s,
+            outcome=int(end.outcome),
+            code=end.code,
+            reason=end.reason,
+            completions=facts.completions + (end.outcome in ENDING),
         )
+        self.set_facts(cluster, proc, new)
 
     def release(self, cluster: Cluster, proc: int, wall: float, reason: str) -> int:
         """Un-hold it. The number of the note to try again when its outputs wait to be written, else 0."""

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from pilotq import wire
 from pilotq.core import turn as t
 from pilotq.core.peers import Worker
-from pilotq.core.policy import fired
-from pilotq.core.tasks import Cluster
+from pilotq.core.tasks import Cluster, completed
 from pilotq.core.turn import Now
 from pilotq.model import ENDED, ENDING, ON_WORKER, Ended, HoldCode, Outcome, State
 
@@ -203,13 +202,15 @@ class Results:
     def _completed(self, cluster: Cluster, token: wire.Token, end: Ended, now: Now) -> None:
         queue, policy, proc = self._master.queue, self._master.policy, token.proc
         if cluster.policies:
-            queue.ended_attempt(cluster, proc, end)
-            fate = policy.at_exit(cluster, proc, cluster.facts_of(proc), now)
+            judged = completed(cluster.facts_of(proc), end, now.wall, was_started=True)
+            fate = policy.at_exit(cluster, proc, judged, now)
             if fate != "leave" and any(output.data is None for output in end.outputs):
                 self._master.actions.append(t.Discard([token]))
+            if fate != "leave":
+                queue.ended_attempt(cluster, proc, end)
             if fate == "hold":
-                reason = fired("on_exit_hold", cluster.policy("on_exit_hold", proc))
-                queue.hold(cluster, proc, now.wall, HoldCode.POLICY, 0, reason)
+                subcode, reason = policy.held("on_exit_hold", cluster, proc, judged, now)
+                queue.hold(cluster, proc, now.wall, HoldCode.POLICY, subcode, reason)
                 return
             if fate == "again":
                 queue.requeue(cluster, proc, now.wall, Ended(end.outcome, end.code, end.reason))

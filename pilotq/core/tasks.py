@@ -24,6 +24,10 @@ POLICY_ATTRIBUTES = {
     "on_exit_hold": "OnExitHold",
     "on_exit_remove": "OnExitRemove",
     "leave_in_queue": "LeaveJobInQueue",
+    "periodic_hold_reason": "PeriodicHoldReason",
+    "periodic_hold_subcode": "PeriodicHoldSubCode",
+    "on_exit_hold_reason": "OnExitHoldReason",
+    "on_exit_hold_subcode": "OnExitHoldSubCode",
 }
 POLICY_KEYWORDS = {attribute.lower(): keyword for keyword, attribute in POLICY_ATTRIBUTES.items()}
 #: Of a task that was never touched.
@@ -60,6 +64,7 @@ def completed(old: Facts, end: Ended, wall: float, *, was_started: bool) -> Fact
         old.received_bytes,
         old.lost_on,
         old.suspensions,
+        old.completions + 1,
     )
 
 

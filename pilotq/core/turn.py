@@ -276,6 +276,8 @@ class Stop(Action, frozen=True):
 
 
 class Evaluator(Protocol):
-    """Answers policy expressions. Undefined and errors are None."""
+    """Evaluates expressions of policies. Undefined, errors, and what is no number and no text are None."""
 
-    def __call__(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: float) -> bool | None: ...
+    def __call__(
+        self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: float
+    ) -> bool | float | str | None: ...

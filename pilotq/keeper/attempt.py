@@ -145,7 +145,7 @@ class Attempt:
         argv = self._located(argv)
         if not argv:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        os.chdir(self.sandbox)
+        os.chdir(self.description.directory or self.sandbox)
         return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=())
 
     def _located(self, argv: list[str]) -> list[str]:
@@ -157,14 +157,15 @@ class Attempt:
         """This process has /dev/null at 0 and 1."""
         d = self.description
         actions: list[tuple[Any, ...]] = []
+        stdout, stderr = (os.path.join(self.sandbox, name) for name in (STDOUT_FILE, STDERR_FILE))
         if d.stdin:
             actions.append((os.POSIX_SPAWN_OPEN, 0, os.path.join(self.sandbox, d.stdin), os.O_RDONLY, 0))
         if d.keep_stdout:
-            actions.append((os.POSIX_SPAWN_OPEN, 1, STDOUT_FILE, _WRITE, 0o644))
+            actions.append((os.POSIX_SPAWN_OPEN, 1, stdout, _WRITE, 0o644))
         if d.merge:
             actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
         elif d.keep_stderr:
-            actions.append((os.POSIX_SPAWN_OPEN, 2, STDERR_FILE, _WRITE, 0o644))
+            actions.append((os.POSIX_SPAWN_OPEN, 2, stderr, _WRITE, 0o644))
         else:
             actions.append(_NOWHERE[0])
         return actions

@@ -22,6 +22,7 @@ import time
 
 import msgspec
 
+from pilotq.condor.matching import matched
 from pilotq.keeper import talk
 from pilotq.keeper.agenda import Agenda, Chore
 from pilotq.keeper.attempt import BY_ITSELF, TRANSIENT, Attempt, Stage
@@ -207,6 +208,14 @@ class Keeper:
             attempt.fail(Outcome.REJECTED, 0, f"its description cannot be read: {error}")
             self._ended(attempt, files.Collected([], 0))
             return
+        if d.at_match:
+            try:
+                d = attempt.description = matched(d, launch.machine_ad)
+                common = recipe.environment(d, self._base, launch.env)
+            except ValueError as error:
+                attempt.fail(Outcome.STAGE_IN, 0, str(error))
+                self._ended(attempt, files.Collected([], 0))
+                return
         attempt.filling = recipe.filling(d, launch.machine_ad)
         attempt.set_environment(common, self._family.add(attempt))
         if self._scratch.reuse(attempt) or (yield from self._scratch.furnish(attempt)):

@@ -34,6 +34,7 @@ from pilotq.mover import BlobStore
 from pilotq.proc import allow_many_files
 from pilotq.query.client import QueryProcess
 from pilotq.roles.collecting import Collector
+from pilotq.roles.head import Head
 from pilotq.roles.office import Office
 from pilotq.roles.performer import Performer
 from pilotq.roles.restart import restore
@@ -113,6 +114,7 @@ class Master:
         queries = QueryProcess(self.state / "queue.db", self.state / "query.sock")
         await queries.start()
         stack.push_async_callback(queries.close)
+        self.head = Head(settings, self.home, self.state, self.core)
         office = Office(self.core, self.engine, performer, queries, self.site, self.home, self.state, self.port)
         api = Api(office)
         performer.tunnels = Tunnels(lambda peer, flow: performer.send_now(t.Route(peer, b""), flow), api.serve)
@@ -153,15 +155,23 @@ class Master:
             number = next(rounds)
             if number % 5 == 0:
                 await self._look_at_keys()
+            await self._look_at_head()
             if number % 3600 == 0:
                 await self._sweep()
             if not self.store.has_ballast:
                 await self.engine.call(self.store.restore_ballast)
             await wait_for_any(stop, self.engine.failed, 1.0)
         notify("STOPPING=1")
+        self.head.end()
         reason = self.performer.stopping or "stopped"
         tell("master", reason, {"tasks left running": counts(self.core)["running"]})
         return 0
+
+    async def _look_at_head(self) -> None:
+        """The worker of this host, when a task waits for it."""
+        if self.head.is_wanted and await asyncio.to_thread(self.head.make_key):
+            await self._look_at_keys()
+        self.head.look()
 
     async def _sweep(self) -> None:
         used = await self.engine.call(self.store.digests_in_use)

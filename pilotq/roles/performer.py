@@ -12,7 +12,7 @@ import msgspec
 
 from pilotq import wire
 from pilotq.access import Role, may_send
-from pilotq.condor.expressions import compiled, truth
+from pilotq.condor.expressions import compiled
 from pilotq.condor.jobad import Job, Template, body_of
 from pilotq.core import turn as t
 from pilotq.core.records import Record
@@ -209,15 +209,16 @@ class Performer:
         t.RetryNotes: lambda self, action, _: self.scribe.retry(action.ns),
     }
 
-    def evaluate(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: float) -> bool | None:
-        """The core's evaluator: a policy expression over the job ad."""
+    def evaluate(self, expr: str, cluster: Cluster, proc: int, facts: Facts, now: float) -> bool | float | str | None:
+        """The core's evaluator: an expression of a policy over the job ad."""
         try:
             template = self._template(cluster, proc)
         except (KeyError, IndexError, StoreDamaged):
             # Not committed yet, or damaged: nothing is known, so nothing fires.
             return None
         job = Job(template, proc, cluster.state(proc), cluster.attempts[proc], facts, now, self.schedd_name)
-        return truth(compiled(expr).evaluate(job, now))
+        value = compiled(expr).evaluate(job, now)
+        return value if isinstance(value, bool | int | float | str) else None
 
     def _template(self, cluster: Cluster, proc: int) -> Template:
         number = cluster.id

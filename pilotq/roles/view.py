@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pilotq.access import HEAD
 from pilotq.core.health import Node
 from pilotq.core.master import MasterCore
 from pilotq.core.peers import Foreman, Worker
@@ -54,6 +55,7 @@ def _worker_view(worker: Worker, core: MasterCore, boot: float) -> dict[str, Any
     return {
         "name": worker.name,
         "host": worker.host,
+        "key": worker.key,
         "pid": worker.pid,
         "version": worker.version,
         "cgroups": worker.containment,
@@ -87,7 +89,8 @@ def _foreman_state(foreman: Foreman, core: MasterCore, boot: float) -> str:
 def status_view(core: MasterCore, boot: float) -> dict[str, Any]:
     """Tasks, slots, workers and foremen."""
     workers = [_worker_view(worker, core, boot) for worker in core.peers.workers.values()]
-    present = [worker for worker in workers if worker["state"] != "lost"]
+    # The one of the head is not for what the pool is for.
+    present = [worker for worker in workers if worker["state"] != "lost" and worker["key"] != HEAD]
     open_slots = sum(worker["cpus"] for worker in present)
     busy = sum(worker["busy"] for worker in present)
     return {

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import zmq
 
 from pilotq import __version__, keys, wire
+from pilotq.access import HEAD
 from pilotq.config import Facts, Settings
 from pilotq.core import worker_turn as w
 from pilotq.core.turn import Tell
@@ -106,7 +107,7 @@ class Worker:
         facts = {"cores": self.capacity.cpus, "connects to": where, "cgroups": self.bounds.group.mode}
         tell("worker", "serving", {**facts, "pid": os.getpid()})
         keys.warn_of_end(self.token, "worker")
-        name = Path(self.folder.path).name.replace(self.host, "worker", 1)
+        name = HEAD if self.token.name == HEAD else Path(self.folder.path).name.replace(self.host, "worker", 1)
         run_file = write_run_file(state_dir_of(settings), name, role="worker", version=__version__)
         notify("READY=1")
         try:

@@ -127,7 +127,7 @@ def test_an_ended_job(outcome: Outcome, code: int, expected: dict[str, str | Non
     expected = {**expected, "JobStatus": "4", "CompletionDate": "1700000900", "LastRemoteHost": '"slot1@node1"'}
     assert {name: found.get(name) for name in expected} == expected
     assert "RemoteHost" not in found
-    running = ad(State.RUNNING, changed(outcome=int(outcome), code=code))
+    running = ad(State.RUNNING, changed(outcome=int(outcome), code=code, ended_at=0.0))
     assert "ExitCode" not in running
     assert "ExitSignal" not in running
 

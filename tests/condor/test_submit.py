@@ -231,6 +231,7 @@ def test_policies_are_kept_as_they_are_written() -> None:
     )
     assert body.policies == {
         "periodic_hold": "JobStatus==2 && (CurrentTime-QDate)>60",
+        "periodic_hold_reason": '"why"',
         "on_exit_hold": "ExitCode > 3",
         "leave_in_queue": "JobStatus == 4",
     }
@@ -354,12 +355,11 @@ def test_requirements_are_kept_with_what_condor_adds() -> None:
         (plain("hold = maybe\n"), "ERROR: hold=maybe is invalid, must eval to a boolean."),
         (plain("priority = high\n"), "ERROR: priority=high is invalid, must eval to an integer."),
         (plain("notification = daily\n"), "ERROR: Notification must be 'Never', 'Always', 'Complete', or 'Error'"),
-        (plain("universe = parallel\n"), "ERROR: the universe parallel is not supported by pilotq yet"),
-        (plain("universe = local\n"), "ERROR: the universe local is not supported by pilotq yet"),
+        (plain("universe = parallel\n"), "ERROR: the universe parallel is not supported by pilotq"),
+        (plain("machine_count = 2\n"), "ERROR: machine_count above 1 is not supported by pilotq"),
         (plain("universe = foo\n"), "ERROR: I don't know about the 'foo' universe."),
         (plain("universe = standard\n"), "ERROR: 'Standard' is not a supported universe."),
         (plain("container_image = x.sif\n"), "ERROR: container_image is not supported by pilotq yet"),
-        (plain("arguments = $$(OpSys)\n"), "ERROR: $$() is not supported by pilotq yet"),
         (plain("transfer_input_files = http://a/b\n"), "ERROR: transfer_input_files: URLs are not supported"),
         (plain("output = $(Cluster)/x\ninitialdir = $(Cluster)\n"), "ERROR: $(Cluster) cannot be used in initialdir"),
         (plain("request_memory = 99999999999999G\n"), "ERROR: request_memory is too large"),

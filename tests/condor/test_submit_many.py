@@ -113,14 +113,32 @@ def test_another_executable_is_another_cluster() -> None:
     assert "-single-cluster is given" in user.refused(EXE + "queue\nexecutable=other.sh\nqueue\n", "-single", "job.sub")
 
 
-def test_needs_and_policies_are_those_of_a_whole_cluster() -> None:
-    plan = User().submit(EXE + "request_cpus = 1\nqueue\nrequest_cpus = 2\nqueue 2\n")
-    assert isinstance(plan, Plan)
-    assert [(s.count, s.description.needs.cpus) for s in plan.submissions] == [(1, 1), (2, 2)]
-    assert "request_cpus" in plan.stderr
-    for line in ("request_cpus = $(x)", "priority = $(x)", "periodic_remove = JobStatus == $(x)", "hold = $(x)"):
-        said = User().refused(EXE + line + "\nqueue x in (0 3)\n")
-        assert "differs between the jobs of one queue statement" in said and line.partition(" ")[0][:8] in said
+def test_what_a_cluster_needs_is_enough_for_all_of_its_jobs() -> None:
+    for text in ("request_cpus = 1\nqueue\nrequest_cpus = 3\nqueue 2\n", "request_cpus=$(x)\nqueue x in (1 3 2)\n"):
+        plan = User().submit(EXE + text)
+        assert isinstance(plan, Plan)
+        assert [(s.count, s.description.needs.cpus) for s in plan.submissions] == [(3, 3)]
+        assert "request_* differs" in plan.stderr
+        ads = [proc(plan.submissions[0], number)[1].ad["RequestCpus"] for number in range(3)]
+        assert ads[:2] == ["1", "3"]
+
+
+def test_jobs_of_a_cluster_may_have_other_priorities_and_policies() -> None:
+    submission = User().one(EXE + "priority = $(x)\nperiodic_remove = JobStatus == $(x)\nqueue x in (0 7 3)\n")
+    assert (submission.body.priority, submission.body.policies) == (7, {"periodic_remove": "PeriodicRemove"})
+    found = [proc(submission, number)[1].ad for number in range(3)]
+    assert [(ad["JobPrio"], ad["PeriodicRemove"]) for ad in found] == [
+        ("0", "JobStatus == 0"),
+        ("7", "JobStatus == 7"),
+        ("3", "JobStatus == 3"),
+    ]
+    assert "hold differs between the jobs" in User().refused(EXE + "hold = $(x)\nqueue x in (0 1)\n")
+
+
+def test_a_policy_that_only_some_jobs_have() -> None:
+    submission = User().one(EXE + "queue\nperiodic_hold = true\nqueue\n")
+    assert submission.body.policies == {"periodic_hold": "PeriodicHold"}
+    assert [proc(submission, number)[1].ad["PeriodicHold"] for number in (0, 1)] == ["undefined", "true"]
 
 
 def test_the_ad_file_of_a_job_is_that_of_its_cluster_with_its_delta() -> None:
