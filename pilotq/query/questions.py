@@ -114,7 +114,8 @@ class Question:
                     yield run
             return
         if ids is None:
-            proc = expressions.equalities(self.query.constraint).get("procid")
+            procs = {proc for _, proc in expressions.id_bounds(self.query.constraint)}
+            proc = procs.pop() if len(procs) == 1 else None
             for run in self.reader.queue(self._is_bare):
                 if owners and run.cluster.owner not in owners:
                     continue
@@ -137,10 +138,12 @@ class Question:
         """None: any."""
         if self.query.ids:
             return self.query.ids
-        bounds = expressions.equalities(self.query.constraint)
-        if "clusterid" not in bounds:
-            return None
-        return [(bounds["clusterid"], bounds.get("procid"))]
+        found = []
+        for cluster, proc in expressions.id_bounds(self.query.constraint):
+            if cluster is None:
+                return None
+            found.append((cluster, proc))
+        return found
 
     def matching(self) -> Iterator[tuple[Run, Job]]:
         """Runs all of whose tasks match, each with its first task's ad."""
