@@ -24,6 +24,7 @@ import msgspec
 
 from pilotq.access import REQUESTS, Role, may_ask
 from pilotq.condor import actions
+from pilotq.condor.options import needs_workers
 from pilotq.condor.request import Reply, Request, raw, read_fields, read_request, write_fields, write_reply
 from pilotq.condor.submit import Plan, Site, plan_submit, submitted
 from pilotq.core.turn import NewCluster
@@ -254,7 +255,7 @@ class Api:
         if request.tool in REQUESTS and not may_ask(http.role, request.tool):
             return _line(403, f"{request.tool} is not for a {http.role}")
         if request.tool in QUERIES:
-            return await self._relay(request.tool, data)
+            return await self._relay(request, data)
         if request.tool == "condor_submit":
             reply = await self._submit(request, data)
         elif request.tool in ACTIONS:
@@ -324,8 +325,8 @@ class Api:
             raise UserError(answer["error"], exit_code=answer.get("exit", 1))
         return answer
 
-    async def _relay(self, tool: str, data: bytes) -> Answer:
-        pieces = self.office.query({"request": data, "facts": self.office.head_facts(tool == "condor_status")})
+    async def _relay(self, request: Request, data: bytes) -> Answer:
+        pieces = self.office.query({"request": data, "facts": self.office.head_facts(needs_workers(request))})
         first = await anext(pieces, None)
         if first is None:
             raise UnavailableError("the query process gave no answer", "try again")

@@ -127,6 +127,14 @@ def canonical(text: str) -> str:
         return text
 
 
+def old_text(text: str) -> str:
+    """Expression text of the new syntax in the old one; a string when it cannot be parsed."""
+    try:
+        return _printed(classad2.ExprTree(text))
+    except (classad2.ClassAdException, ValueError):
+        return quote(text)
+
+
 @lru_cache(4096)
 def json_text(text: str) -> str:
     """Expression text as the value of a JSON object indented by two blanks."""
@@ -384,7 +392,7 @@ class _IdScan:
             self.present = self.operand
         elif self.operand is not _EVERYTHING and len(self.present) * len(self.operand) <= _IDS_MAX:
             both = [(_meet(a, c), _meet(b, d)) for a, b in self.present for c, d in self.operand]
-            self.present = [(a, b) for a, b in both if a != _NEVER and b != _NEVER]
+            self.present = [(a, b) for a, b in both if _NEVER not in (a, b)]
         self.operand = _EVERYTHING
 
 
