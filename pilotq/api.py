@@ -24,6 +24,7 @@ import msgspec
 
 from pilotq.access import REQUESTS, Role, may_ask
 from pilotq.commands import Commands, Office
+from pilotq.condor.options import needs_workers
 from pilotq.condor.request import Reply, Request, raw, read_fields, read_request, write_fields, write_reply
 from pilotq.condor.submit import Plan, plan_submit, submitted
 from pilotq.core.turn import NewCluster
@@ -221,7 +222,7 @@ class Api:
         if request.tool in REQUESTS and not may_ask(http.role, request.tool):
             return _line(403, f"{request.tool} is not for a {http.role}")
         if request.tool in QUERIES:
-            return await self._relay(request.tool, data)
+            return await self._relay(request, data)
         if request.tool == "condor_submit":
             reply = await self._submit(request, data)
         else:
@@ -288,8 +289,8 @@ class Api:
         except UserError as error:
             return Reply(err=f"\nERROR: {error.line()}\n", exit=1)
 
-    async def _relay(self, tool: str, data: bytes) -> Answer:
-        pieces = self.office.query({"request": data, "facts": self.office.head_facts(tool == "condor_status")})
+    async def _relay(self, request: Request, data: bytes) -> Answer:
+        pieces = self.office.query({"request": data, "facts": self.office.head_facts(needs_workers(request))})
         first = await anext(pieces, None)
         if first is None:
             raise UnavailableError("the query process gave no answer", "try again")

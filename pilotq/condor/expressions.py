@@ -128,6 +128,14 @@ def canonical(text: str) -> str:
         return text
 
 
+def old_text(text: str) -> str:
+    """Expression text of the new syntax in the old one; a string when it cannot be parsed."""
+    try:
+        return _printed(classad2.ExprTree(text))
+    except (classad2.ClassAdException, ValueError):
+        return quote(text)
+
+
 @lru_cache(4096)
 def json_text(text: str) -> str:
     """Expression text as the value of a JSON object indented by two blanks."""
@@ -292,21 +300,107 @@ def closure(names: Iterable[str], get: Callable[[str], str | None]) -> set[str]:
     return found
 
 
-_EQUALITY = re.compile(r"\s*\(?\s*([A-Za-z_]\w*)\s*==\s*([0-9]{1,15})\s*\)?\s*", re.ASCII)
+#: (cluster, proc) of the tasks an expression is about; None: any.
+Ids = list[tuple[int | None, int | None]]
+_EVERYTHING: Ids = [(None, None)]
+_STRING = re.compile(r'"(?:\\"|[^"])*"')
+_CLAUSE = re.compile(r"(ClusterId|ProcId)\s*==\s*([0-9]{1,15})\s*(?=&&|\|\||\)|$)", re.ASCII | re.IGNORECASE)
+_BLANK = re.compile(r"\s*")
+_IDS_MAX = 10_000
 
 
-def equalities(text: str) -> dict[str, int]:
-    """What every ad for which the expression is true must have: attribute (lower case) -> integer.
+def id_bounds(text: str) -> Ids:
+    """Ids such that every job for which the expression is true has one of them, so that a reader looks at no others.
 
-    It reads conjunctions of plain comparisons (`ClusterId == 5 && ProcId == 0`) and nothing else, so that a reader
-    need not look at all tasks to find one.
+    It understands plain comparisons of ClusterId and ProcId, `&&`, `||` and parentheses around them; of what else is
+    joined to them by `&&` it says nothing.
     """
-    parts = text.replace("=?=", "==").split("&&")
-    if not set("|?[]{}/\"'").isdisjoint("".join(parts)) or any(part.count("(") != part.count(")") for part in parts):
-        return {}
-    bounds: dict[str, int] = {}
-    for part in parts:
-        match = _EQUALITY.fullmatch(part)
-        if match:
-            bounds[match[1].lower()] = int(match[2])
-    return bounds
+    text = _STRING.sub("0", text).replace("=?=", "==")
+    if not set("?[]{}/'").isdisjoint(text):
+        return _EVERYTHING
+    scan = _IdScan(text)
+    found = scan.read()
+    return found if len(found) <= _IDS_MAX else _EVERYTHING
+
+
+class _IdScan:
+    """One pass over the text; a parenthesis puts what came before it aside."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        #: Of the innermost parenthesis: complete alternatives, the present one, and its last operand.
+        self.found: Ids = []
+        self.present: Ids = _EVERYTHING
+        self.operand: Ids = _EVERYTHING
+
+    def read(self) -> Ids:
+        text, aside = self.text, list[tuple[Ids, Ids]]()
+        is_operand_next = True
+        while (at := self._skip()) < len(text):
+            two = text[at : at + 2]
+            if is_operand_next and text[at] == "(":
+                aside.append((self.found, self.present))
+                self.found, self.present, self.operand = [], _EVERYTHING, _EVERYTHING
+                self.at += 1
+                continue
+            if is_operand_next and (match := _CLAUSE.match(text, at)):
+                number = int(match[2])
+                self.operand = [(number, None) if match[1].lower() == "clusterid" else (None, number)]
+                self.at = match.end()
+            elif not is_operand_next and two in ("&&", "||"):
+                self._end_operand()
+                if two == "||":
+                    self.found, self.present = self.found + self.present, _EVERYTHING
+                self.at += 2
+                is_operand_next = True
+                continue
+            elif not is_operand_next and text[at] == ")" and aside:
+                self._end_operand()
+                self.operand = self.found + self.present
+                self.found, self.present = aside.pop()
+                self.at += 1
+            else:
+                # Something else, or an operand that goes on as something else.
+                self.operand = _EVERYTHING
+                if not self._pass_over():
+                    return _EVERYTHING
+            is_operand_next = False
+            if len(self.operand) + len(self.found) > _IDS_MAX:
+                return _EVERYTHING
+        self._end_operand()
+        return _EVERYTHING if aside or is_operand_next else self.found + self.present
+
+    def _skip(self) -> int:
+        match = _BLANK.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        return self.at
+
+    def _pass_over(self) -> bool:
+        """To the end of an operand of another kind; False when there is nothing to pass over."""
+        start, depth = self.at, 0
+        while self.at < len(self.text):
+            one = self.text[self.at]
+            if depth == 0 and (one == ")" or self.text.startswith(("&&", "||"), self.at)):
+                break
+            depth += {"(": 1, ")": -1}.get(one, 0)
+            self.at += 1
+        return self.at > start
+
+    def _end_operand(self) -> None:
+        """What both say: the present alternative and its next operand."""
+        if self.present is _EVERYTHING:
+            self.present = self.operand
+        elif self.operand is not _EVERYTHING and len(self.present) * len(self.operand) <= _IDS_MAX:
+            both = [(_meet(a, c), _meet(b, d)) for a, b in self.present for c, d in self.operand]
+            self.present = [(a, b) for a, b in both if _NEVER not in (a, b)]
+        self.operand = _EVERYTHING
+
+
+_NEVER = -1
+
+
+def _meet(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one if one == other else _NEVER

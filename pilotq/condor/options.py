@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pilotq.condor import expressions
 from pilotq.condor.formats import Mask
 from pilotq.condor.jobad import CONDOR_PLATFORM, CONDOR_VERSION
-from pilotq.condor.request import Reply, Request
+from pilotq.condor.request import Reply, Request, text
 from pilotq.errors import UserError
 
 #: Option -> (shortest form's length, number of arguments). The first that fits counts.
@@ -104,20 +104,34 @@ STATUS_OPTIONS: Table = {
 _TABLES = {"condor_q": Q_OPTIONS, "condor_history": HISTORY_OPTIONS, "condor_status": STATUS_OPTIONS}
 #: What they take and ignore: there is one queue, and it answers everybody alike.
 _IGNORED = frozenset(
-    {"pool", "name", "debug", "global", "allusers", "dag", "expert", "address", "stream-results", "direct", "cputime"}
-    | {"local", "startd", "nocompact", "compact", "backwards", "scanlimit", "sort", "statistics", "server"}
+    {"pool", "name", "debug", "dag", "expert", "address", "stream-results", "direct", "cputime"}
+    | {"local", "startd", "nocompact", "backwards", "statistics"}
 )
-_FILES = frozenset({"print-format", "jobads", "userlog", "file", "ads"})
+_NOT_HERE = frozenset({"print-format", "userlog"})
+#: What takes a file of ads.
+_FILES = frozenset({"jobads", "file", "ads"})
+#: Kinds of ads condor_status shows.
+_KINDS = frozenset({"schedd", "submitters", "master", "collector", "negotiator", "any"})
+#: Tables of slots, besides the usual one.
+_SLOT_TABLES = {"run": "slots-run", "state": "slots-state", "server": "slots-server", "compact": "compact"}
 _USAGE = {
     "condor_q": "condor_q [id | cluster | owner]... [-constraint EXPR] [-nobatch | -batch | -run | -hold | -idle | "
     "-totals | -analyze | -long | -json | -jsonl | -xml | -format FMT ATTR | -af[:hjlVrtngTY,] ATTR...] "
-    "[-attributes A,B] [-limit N] [-wide]",
+    "[-attributes A,B] [-limit N] [-allusers] [-global] [-jobads FILE] [-wide]",
     "condor_history": "condor_history [id | cluster | owner]... [-constraint EXPR] [-forwards] [-limit N] "
-    "[-since ID] [-long | -json | -jsonl | -xml | -format FMT ATTR | -af[:hjlVrtngTY,] ATTR...] [-attributes A,B]",
-    "condor_status": "condor_status [-schedd | -submitters] [machine]... [-constraint EXPR] [-total] [-claimed | "
-    "-avail] [-long | -json | -jsonl | -xml | -format FMT ATTR | -af[:hjlVrtngTY,] ATTR...] [-attributes A,B]",
+    "[-since ID | EXPR] [-completedsince TIME] [-scanlimit N] [-file FILE] "
+    "[-long | -json | -jsonl | -xml | -format FMT ATTR | -af[:hjlVrtngTY,] ATTR...] [-attributes A,B]",
+    "condor_status": "condor_status [-schedd | -submitters | -master | -collector | -negotiator | -any] [name]... "
+    "[-constraint EXPR] [-total] [-claimed | -avail] [-run | -state | -server | -compact] [-sort EXPR] [-limit N] "
+    "[-ads FILE] [-long | -json | -jsonl | -xml | -format FMT ATTR | -af[:hjlVrtngTY,] ATTR...] [-attributes A,B]",
 }
-_BATCH_KNOBS = ("_CONDOR_CONDOR_Q_DASH_BATCH_IS_DEFAULT", "CONDOR_Q_DASH_BATCH_IS_DEFAULT")
+_BATCH_KNOB, _MINE_KNOB, _OLD_SUMMARY_KNOB = (
+    "CONDOR_Q_DASH_BATCH_IS_DEFAULT",
+    "CONDOR_Q_ONLY_MY_JOBS",
+    "CONDOR_Q_SHOW_OLD_SUMMARY",
+)
+#: Of files of ads; "": by its first character.
+FORMS = frozenset({"", "auto", "long", "json", "xml"})
 _ID = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,10}))?", re.ASCII)
 _GLUED = re.compile(r"--?((?:better-)?analy[sz]e)([0-9].*)", re.IGNORECASE)
 
@@ -134,10 +148,12 @@ class Query:
     #: All must be true.
     constraints: list[str] = field(default_factory=list)
     #: nobatch, batch, run, hold, idle, totals, analyze, long, json, jsonl, xml, mask; history; and of condor_status:
-    #: machines, schedd, submitters, none.
+    #: slots-run, slots-state, slots-server, compact.
     output: str = "nobatch"
-    #: Of condor_status: which ads.
+    #: Of condor_status: which ads; machines, or one of `_KINDS`.
     kind: str = "machines"
+    #: Of condor_status: expressions by which the ads are sorted.
+    sort: list[str] = field(default_factory=list)
     mask: Mask = field(default_factory=Mask)
     #: Names for -long, -json, -xml; empty: all.
     attributes: list[str] = field(default_factory=list)
@@ -145,8 +161,18 @@ class Query:
     forwards: bool = False
     cumulative: bool = False
     totals_only: bool = False
-    #: Stop before this job.
-    since: tuple[int, int | None] | None = None
+    #: Of condor_history: stop before the first job for which this is true; look at so many at most.
+    since: str = ""
+    scan_limit: int | None = None
+    #: Only the asking user's jobs, unless jobs or owners are named.
+    is_mine_only: bool = False
+    is_global: bool = False
+    #: One line of totals, as old versions had it.
+    old_summary: bool = False
+    #: A file of ads that are looked at instead of the pool's: its name, its form, what is in it.
+    file: str = ""
+    form: str = ""
+    text: str = ""
     #: Longest line of a table; 0: any.
     width: int = 0
 
@@ -184,18 +210,43 @@ def version() -> Reply:
 def parse(request: Request) -> Query | Reply:
     """The query of a condor_q, condor_history or condor_status command line, or the reply when there is none."""
     query = Query(request.tool, output="history" if request.tool == "condor_history" else "nobatch")
-    if request.tool == "condor_q" and any(_is_on(request.env.get(knob, "")) for knob in _BATCH_KNOBS):
-        query.output = "batch"
+    if request.tool == "condor_q":
+        query.output = "batch" if _is_on(request, _BATCH_KNOB) else "nobatch"
+        query.is_mine_only = _is_on(request, _MINE_KNOB)
+        query.old_summary = _is_on(request, _OLD_SUMMARY_KNOB)
     if request.tty and request.columns > 20:
         query.width = request.columns - 1
     try:
-        return _Parser(request, query).parse()
+        found = _Parser(request, query).parse()
+        return found if isinstance(found, Reply) or not query.file else _with_file(request, query)
     except UserError as error:
         return Reply(err=f"{error}\n", exit=1)
 
 
-def _is_on(value: str) -> bool:
-    return value.strip().lower() in ("true", "1", "yes", "t")
+def _with_file(request: Request, query: Query) -> Query | Reply:
+    """The query with what is in the file it names, or the wish to be told."""
+    want = ("read", query.file)
+    answer = request.answers.get(want)
+    if answer is None:
+        return Reply(wants=[want])
+    if not answer.ok:
+        raise UserError(f"Error: Can't open file {query.file}: {answer.error}")
+    query.text = text(answer.data)
+    return query
+
+
+def needs_workers(request: Request) -> bool:
+    """Is the list of all workers needed to answer it?"""
+    if request.tool != "condor_q":
+        return request.tool == "condor_status"
+    words = [word.lstrip("-").lower() for word in request.argv if word.startswith("-")]
+    return any(word.startswith(("an", "be")) for word in words)
+
+
+def _is_on(request: Request, knob: str) -> bool:
+    """A knob by its name or, in any case, with `_CONDOR_` before it."""
+    values = [value for name, value in request.env.items() if name == knob or name.upper() == f"_CONDOR_{knob}"]
+    return any(value.strip().lower() in ("true", "1", "yes", "t") for value in values)
 
 
 class _Parser:
@@ -214,7 +265,9 @@ class _Parser:
             word = self.words[self.position]
             self.position += 1
             if not word.startswith("-") or word == "-":
-                self.on_word(word)
+                # Scripts leave variables empty.
+                if word:
+                    self.on_word(word)
                 continue
             glued = _GLUED.fullmatch(word)
             if glued and self.tool == "condor_q":
@@ -251,28 +304,46 @@ class _Parser:
         query = self.query
         if option in _IGNORED:
             return
-        if option in _FILES:
+        if option in _NOT_HERE:
             raise UserError(f"Error: -{option} is not supported by pilotq")
         if option == "constraint":
-            if not expressions.valid(found[0]):
+            if found[0] and not expressions.valid(found[0]):
                 raise UserError(f"Error: Argument {self.position} ({found[0]}) is not a valid constraint")
-            query.constraints.append(found[0])
+            query.constraints += found if found[0] else []
         elif option in ("format", "autoformat", "af"):
             self.on_mask(option, colon, found)
         elif option == "attributes":
             query.attributes += [name.strip() for name in found[0].replace(",", " ").split()]
         elif option in ("limit", "match"):
             query.limit = self.number(option, found[0])
+        elif option == "scanlimit":
+            query.scan_limit = self.number(option, found[0])
         elif option == "completedsince":
             query.constraints.append(f"CompletionDate >= {self.number(option, found[0])}")
         elif option == "since":
-            query.since = job_id(found[0])
-            if query.since is None:
-                raise UserError(f"Error: -since {found[0]}: pilotq takes a job id there")
+            query.since = self.since(found[0])
+        elif option == "sort":
+            if not expressions.valid(found[0]):
+                raise UserError(f"Error: -sort: {found[0]} is not an expression")
+            query.sort.append(found[0])
         elif option == "submitter":
             query.owners.append(found[0].partition("@")[0])
+        elif option in _FILES:
+            if colon not in FORMS:
+                raise UserError(f"Error: -{option}: pilotq does not read ads in the form {colon}")
+            query.file, query.form = found[0], colon
         else:
             self.on_flag(option)
+
+    def since(self, word: str) -> str:
+        """A job id, or an expression."""
+        found = job_id(word)
+        if found is not None:
+            cluster, proc = found
+            return f"ClusterId == {cluster}" + ("" if proc is None else f" && ProcId == {proc}")
+        if not expressions.valid(word):
+            raise UserError(f"Error: invalid -since constraint: {word}\n\tconstraint must be a job-id, or expression")
+        return word
 
     def on_flag(self, option: str) -> None:
         query = self.query
@@ -282,30 +353,36 @@ class _Parser:
             query.forwards = True
         elif option == "cumulative-time":
             query.cumulative = True
-        elif option in ("schedd", "submitters"):
+        elif option == "global":
+            query.is_global = True
+        elif option == "allusers":
+            query.is_mine_only = False
+        elif option in ("claimed", "avail"):
+            query.constraints.append(f'State == "{"Claimed" if option == "claimed" else "Unclaimed"}"')
+        elif option == "total":
+            query.totals_only = True
+        elif self.tool == "condor_status" and option in _KINDS:
             query.kind = option
-        elif option in ("master", "collector", "negotiator"):
-            query.kind = "none"
-        elif option == "any":
-            query.kind = "any"
-        elif option == "claimed":
-            query.constraints.append('State == "Claimed"')
-        elif option == "avail":
-            query.constraints.append('State == "Unclaimed"')
-        elif self.tool == "condor_status" and option in ("total", "run", "state"):
-            if option == "run":
-                query.constraints.append('State == "Claimed"')
-            query.totals_only = query.totals_only or option == "total"
+        elif self.tool == "condor_status" and option in _SLOT_TABLES:
+            query.constraints += ['State == "Claimed"'] if option == "run" else []
+            if query.output == "nobatch":
+                query.output = _SLOT_TABLES[option]
         elif option == "totals":
             query.totals_only = True
-            if query.output not in ("mask", "long", "json", "jsonl", "xml"):
+            if query.output not in _WHOLE:
                 query.output = "totals"
         elif option in ("nobatch", "currentrun"):
             if query.output == "batch":
                 query.output = "nobatch"
         else:
+            self.on_output(option)
+
+    def on_output(self, option: str) -> None:
+        """What is printed; -hold and the like also choose jobs, whatever else says how these are printed."""
+        query = self.query
+        query.constraints += _NARROW.get(option, [])
+        if query.output not in _WHOLE or option in _WHOLE:
             query.output = _OUTPUTS.get(option, option)
-            query.constraints += _NARROW.get(option, [])
 
     def on_mask(self, option: str, colon: str, found: list[str]) -> None:
         self.query.output = "mask"
@@ -314,7 +391,7 @@ class _Parser:
             return
         sources = []
         while self.position < len(self.words) and not self.words[self.position].startswith("-"):
-            sources.append(self.words[self.position])
+            sources += [self.words[self.position]] if self.words[self.position] else []
             self.position += 1
         if not sources and "j" not in colon:
             raise UserError("Error: -autoformat requires at least one attribute parameter")
@@ -328,6 +405,8 @@ class _Parser:
         return int(word)
 
 
+#: What prints ads, and is not replaced by a table.
+_WHOLE = frozenset({"mask", "long", "json", "jsonl", "xml"})
 _OUTPUTS = {"held": "hold", "analyse": "analyze", "better-analyze": "analyze", "better-analyse": "analyze"}
 #: What the tables for one state select.
 _NARROW = {

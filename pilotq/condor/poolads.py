@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pilotq.condor.expressions import unparse
+from pilotq.condor.expressions import unparse, unquote
 from pilotq.condor.jobad import CONDOR_PLATFORM, CONDOR_VERSION
 from pilotq.model import CONDOR_STATUS, State
 
@@ -21,27 +21,61 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     #: Cores offered and in use.
     cpus: int = 1
     busy: int = 0
-    #: ready, draining, lost.
+    #: ready, draining, suspended, lost.
     state: str = "ready"
     memory_bytes: int = 0
     disk_bytes: int = 0
+    gpus: int = 0
+    #: Cores, memory, disk and GPUs that tasks hold.
+    used: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
-class PoolAd:
-    """A whole ad (`expressions.Ad`) from attributes; strings are values here, not expressions."""
+class MasterFacts(msgspec.Struct, frozen=True):
+    """Where the master listens for foremen and workers, host:port."""
 
-    def __init__(self, attributes: Mapping[str, str | int | float | bool]) -> None:
-        self._texts = {name: unparse(found) for name, found in attributes.items()}
-        self._lower = {name.lower(): text for name, text in self._texts.items()}
+    endpoint: str = "127.0.0.1:9094"
+
+
+class HeadFacts(msgspec.Struct, frozen=True):
+    """What only the master knows, sent with every question: these keys of its status, others are passed over."""
+
+    #: Host name of the head node; the name of the schedd to HTCondor's clients.
+    schedd_name: str = "localhost"
+    master: MasterFacts = MasterFacts()
+    workers: list[WorkerFacts] = []
+    uptime_s: float = 0.0
+    draining: bool = False
+
+    @property
+    def address(self) -> str:
+        """host:port as it is shown; a master that listens on all addresses goes by its host's name."""
+        host, _, port = self.master.endpoint.rpartition(":")
+        return f"{self.schedd_name if host in ('*', '0.0.0.0', '::', '[::]', '') else host}:{port}"
+
+
+class TextAd:
+    """A whole ad (`expressions.Ad`) from expression texts."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+        self._lower = {name.lower(): text for name, text in texts.items()}
 
     def get(self, name: str) -> str | None:
         """Expression text of an attribute, named in lower case."""
         return self._lower.get(name)
 
     def attributes(self, only: Iterable[str] = ()) -> dict[str, str]:
+        """The whole ad, or `only` these attributes of it, sorted by name without regard to case."""
         wanted = {name.lower() for name in only}
         names = [name for name in self._texts if not wanted or name.lower() in wanted]
         return {name: self._texts[name] for name in sorted(names, key=str.lower)}
+
+
+class PoolAd(TextAd):
+    """An ad from attributes; strings are values here, not expressions."""
+
+    def __init__(self, attributes: Mapping[str, str | int | float | bool]) -> None:
+        super().__init__({name: unparse(found) for name, found in attributes.items()})
 
 
 def machine_ads(workers: Iterable[WorkerFacts], now: float) -> list[PoolAd]:
@@ -76,11 +110,49 @@ def machine_ads(workers: Iterable[WorkerFacts], now: float) -> list[PoolAd]:
                         "CondorVersion": CONDOR_VERSION,
                         "CondorPlatform": CONDOR_PLATFORM,
                         "EnteredCurrentActivity": int(now),
+                        "EnteredCurrentState": int(now),
                         "LastHeardFrom": int(now),
                     }
                 )
             )
     return ads
+
+
+def compact_ads(slots: Iterable[PoolAd]) -> list[PoolAd]:
+    """One ad a machine from those of its slots."""
+    by_machine: dict[str, list[PoolAd]] = {}
+    for ad in slots:
+        by_machine.setdefault(unquote(ad.get("machine") or "") or "", []).append(ad)
+    return [_compact(machine, ads) for machine, ads in by_machine.items()]
+
+
+def _compact(machine: str, ads: list[PoolAd]) -> PoolAd:
+    states = Counter([unquote(ad.get("state") or "") or "" for ad in ads])
+    most = max(states, key=lambda state: states[state])
+    activity = {"Claimed": "b", "Unclaimed": "i"}.get(most, "r")
+
+    def total(name: str, slots: Iterable[PoolAd]) -> int:
+        return sum([int(float(ad.get(name) or 0)) for ad in slots])
+
+    free = [ad for ad in ads if ad.get("state") == '"Unclaimed"']
+    return PoolAd(
+        {
+            "MyType": "Machine",
+            "Name": machine,
+            "Machine": machine,
+            "Arch": unquote(ads[0].get("arch") or "") or "",
+            "OpSys": unquote(ads[0].get("opsys") or "") or "",
+            "Slots": len(ads),
+            **{f"Slots{state}": count for state, count in states.items()},
+            "TotalCpus": total("cpus", ads),
+            "TotalMemory": total("memory", ads),
+            "FreeCpus": total("cpus", free),
+            "FreeMemory": total("memory", free),
+            "Memory": max([int(ad.get("memory") or 0) for ad in ads]),
+            "LoadAvg": float(total("loadavg", ads)),
+            "ST": f"{most[:1]}{activity}",
+        }
+    )
 
 
 def by_word(counts: Mapping[State, int]) -> tuple[int, int, int]:
@@ -117,6 +189,23 @@ def submitter_ad(owner: str, name: str, address: str, counts: Mapping[State, int
             "HeldJobs": held,
         }
     )
+
+
+def daemon_ads(kind: str, head: HeadFacts, counts: Mapping[State, int], now: float) -> list[PoolAd]:
+    """What the one daemon of a pool that does all shows as master, collector or negotiator; or "any" of these."""
+    running, idle, _ = by_word(counts)
+    hosts = len({worker.host for worker in head.workers if worker.state != "lost"})
+    own: dict[str, tuple[str, dict[str, int]]] = {
+        "master": ("DaemonMaster", {}),
+        "collector": ("Collector", {"RunningJobs": running, "IdleJobs": idle, "HostsTotal": hosts}),
+        "negotiator": ("Negotiator", {}),
+    }
+    started_at = {"DaemonStartTime": int(now - head.uptime_s)}
+    return [
+        PoolAd({**_daemon(my_type, head.schedd_name, head.address, now), **started_at, **more})
+        for name, (my_type, more) in own.items()
+        if kind in (name, "any")
+    ]
 
 
 def _daemon(kind: str, name: str, address: str, now: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Source: HTCondor manual, condor_q; the widths are in the reference pages of the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,13 +70,32 @@ def heading(schedd: str, address: str, now: float, local: Local) -> str:
     return f"\n\n-- Schedd: {schedd} : <{address}?... @ {day} {when.tm_hour:02d}:{when.tm_min:02d}:{when.tm_sec:02d}\n"
 
 
-def totals(label: str, counts: Mapping[int, int]) -> str:
-    """One totals line from counts by JobStatus, without its end."""
-    by_word = Counter(dict.fromkeys(WORDS.values(), 0))
+def by_word(counts: Mapping[int, int]) -> dict[str, int]:
+    """Counts by JobStatus, by the words of the totals line, in its order."""
+    found = dict.fromkeys(WORDS.values(), 0)
     for status, count in counts.items():
-        by_word[WORDS[status]] += count
-    parts = ", ".join([f"{count} {word}" for word, count in by_word.items()])
-    return f"Total for {label}: {sum(counts.values())} jobs; {parts}"
+        if status in WORDS:
+            found[WORDS[status]] += count
+    return found
+
+
+def totals(label: str, counts: Mapping[int, int]) -> str:
+    """One totals line from counts by JobStatus, without its end; without a label as old versions had it."""
+    parts = ", ".join([f"{count} {word}" for word, count in by_word(counts).items()])
+    return f"{f'Total for {label}: ' if label else ''}{sum(counts.values())} jobs; {parts}"
+
+
+def summary(counts: Mapping[str, Mapping[int, int]], now: float) -> dict[str, str]:
+    """The totals as an ad; `counts` by JobStatus, by what comes before the names of their attributes."""
+    found = {"MyType": '"Summary"', "ServerTime": str(int(now))}
+    for prefix, by_status in counts.items():
+        found[f"{prefix}Jobs"] = str(sum(by_status.values()))
+        for word, count in by_word(by_status).items():
+            found[f"{prefix}{word.title()}"] = str(count)
+            if word != "suspended":
+                found[f"{prefix}Scheduler{word.title()}"] = "0"
+        found[f"{prefix}SchedulerJobs"] = "0"
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 # ---- rows of condor_q and condor_history -------------------------------------------------------------------------
@@ -119,32 +138,19 @@ def row(table: str, ad: Ad, now: float, local: Local, cumulative: bool = False) 
         completed = value(ad, "completiondate")
         ended = f"{date(completed, local):>11}" if isinstance(completed, int) and completed > 0 else f"{'???':>11}"
         wall = days(number(ad, "remotewallclocktime"))
-        return f"{submitted} {wall:>12} {LETTERS[status]:<2} {ended} {command(ad, whole_path=True)}\n"
+        return f"{submitted} {wall:>12} {LETTERS.get(status, '?'):<2} {ended} {command(ad, whole_path=True)}\n"
     submitted += f" {days(run_time(ad, now, cumulative)):>12}"
     if table == "run":
         return f"{submitted} {word(ad, 'remotehost') or '[' + '?' * 16 + ']'}\n"
     memory = value(ad, "memoryusage")
     size = memory if isinstance(memory, (int, float)) and memory > 0 else number(ad, "imagesize") / 1024
     priority = int(number(ad, "jobprio"))
-    return f"{submitted} {LETTERS[status]:<2} {priority:<3d} {size:>4.1f} {command(ad)}\n"
+    return f"{submitted} {LETTERS.get(status, '?'):<2} {priority:<3d} {size:>4.1f} {command(ad)}\n"
 
 
 def cut(line: str, width: int) -> str:
     """A table line, for a terminal."""
     return line if not width or len(line) <= width + 1 else line[:width].rstrip() + "\n"
-
-
-def analysis(ad: Ad, workers: int, free: int) -> str:
-    """What condor_q -analyze says of one task. `workers` are connected, `free` slots of theirs idle."""
-    status = int(number(ad, "jobstatus"))
-    title = f"{int(number(ad, 'clusterid')):03d}.{int(number(ad, 'procid')):03d}"
-    if status == 5:
-        reason = word(ad, "holdreason").translate(_ONE_LINE)
-        return f"\n{title}:  Job is held.\n\nHold reason: {reason}\n\n"
-    if status == 1:
-        return f"\n{title}:  Job is idle.\n\n{workers} workers are connected, {free} of their slots are free.\n\n"
-    shown = {2: "running", 3: "removed", 4: "completed", 6: "running (its outputs are written)", 7: "suspended"}
-    return f"\n{title}:  Job is {shown[status]}.\n\n"
 
 
 # ---- the batch table ---------------------------------------------------------------------------------------------
@@ -189,67 +195,4 @@ def batch_table(batches: Iterable[Batch], local: Local) -> str:
             f"{batch.owner:<{owner_width}} {batch.name:<{name_width}} {date(batch.submitted_at, local):>12} "
             f"{' '.join([shown(count) for count in numbers])} {batch.ids()}\n"
         )
-    return "".join(lines)
-
-
-# ---- condor_status -----------------------------------------------------------------------------------------------
-
-
-def machine_table(ads: Sequence[Ad], now: float, totals_only: bool) -> str:
-    """Machine ads, sorted by name, and their totals; nothing for none."""
-    if not ads:
-        return ""
-    names = [word(ad, "name") for ad in ads]
-    width = max(4, *[len(name) for name in names])
-    lines = []
-    if not totals_only:
-        head = f"{'Name':<{width}} {'OpSys':<10} {'Arch':<6} {'State':<9} {'Activity':<8} {'LoadAv':>6} {'Mem':>6}"
-        lines.append(f"{head} {'ActvtyTime':>12}\n\n")
-    kinds: dict[str, Counter[str]] = {}
-    for name, ad in zip(names, ads, strict=True):
-        system, arch, state = word(ad, "opsys"), word(ad, "arch"), word(ad, "state")
-        kinds.setdefault(f"{arch}/{system}", Counter())[state] += 1
-        if not totals_only:
-            since = days(now - number(ad, "enteredcurrentactivity"))
-            lines.append(
-                f"{name:<{width}} {system:<10} {arch:<6} {state:<9} {word(ad, 'activity'):<8} "
-                f"{number(ad, 'loadavg'):>6.3f} {int(number(ad, 'memory')):>6} {since:>12}\n"
-            )
-    columns = ["Total", "Owner", "Claimed", "Unclaimed", "Matched", "Preempting", "Drain", "Backfill", "BkIdle"]
-    widths = [6, 5, 7, 9, 7, 10, 6, 8, 6]
-    key_width = max(14, *[len(kind) for kind in kinds])
-    kinds["Total"] = sum(kinds.values(), Counter())
-
-    def line(key: str, cells: list[Any]) -> str:
-        joined = " ".join([f"{cell:>{cell_width}}" for cell, cell_width in zip(cells, widths, strict=True)])
-        return f"{key:>{key_width}} {joined}\n"
-
-    lines.append("\n" + line("", columns) + "\n")
-    for kind, states in kinds.items():
-        counts = [states.total(), 0, states["Claimed"], states["Unclaimed"], 0, 0, states["Drained"], 0, 0]
-        if kind == "Total":
-            lines.append("\n")
-        lines.append(line(kind, counts))
-    return "".join(lines)
-
-
-def schedd_table(ads: Sequence[Ad], totals_only: bool, prefix: str = "total") -> str:
-    """Schedd ads, or with prefix "" submitter ads, and their totals; nothing for none."""
-    if not ads:
-        return ""
-    wanted = [f"{prefix}{name}" for name in ("runningjobs", "idlejobs", "heldjobs")]
-    rows = [(word(ad, "name"), word(ad, "machine"), [int(number(ad, name)) for name in wanted]) for ad in ads]
-    name_width = max(4, *[len(name) for name, _, _ in rows])
-    machine_width = max(7, *[len(machine) for _, machine, _ in rows])
-    lines = []
-    if not totals_only:
-        head = f"{'Name':<{name_width}} {'Machine':<{machine_width}}"
-        lines.append(f"{head} {'RunningJobs':>11} {'IdleJobs':>10} {'HeldJobs':>10}\n\n")
-        for name, machine, (running, idle, held) in rows:
-            lines.append(f"{name:<{name_width}} {machine:<{machine_width}} {running:>11} {idle:>10} {held:>10}\n")
-    sums = [sum(column) for column in zip(*[numbers for _, _, numbers in rows], strict=True)]
-    key_width = max(14, name_width) if not prefix else 14
-    titles = " ".join([f"{prefix.title() + title:>18}" for title in ("RunningJobs", "IdleJobs", "HeldJobs")])
-    lines.append(f"\n{'':>{key_width}} {titles}\n\n{'':>{key_width}}\n")
-    lines.append(f"{'Total':>{key_width}} {' '.join([f'{count:>18}' for count in sums])}\n")
     return "".join(lines)

@@ -28,7 +28,7 @@ _FAILED = frozenset(
 )
 
 
-def _avoided(facts: Facts) -> frozenset[str]:
+def avoided(facts: Facts) -> frozenset[str]:
     """Nodes on which a task failed or was lost."""
     last = (facts.host,) if facts.outcome in _FAILED else ()
     return frozenset((*facts.lost_on, *last))
@@ -130,8 +130,10 @@ class _Admission:
     def admits(self, proc: int) -> bool:
         facts = self._cluster.facts_of(proc)
         waited_s = self._now.wall - facts.entered_at
-        avoided = _avoided(facts) if waited_s <= AVOID_S else frozenset()
-        if self._worker.host in avoided and self._matcher.has_other_node(self._cluster.needs, avoided, self._now.boot):
+        elsewhere = avoided(facts) if waited_s <= AVOID_S else frozenset()
+        if self._worker.host in elsewhere and self._matcher.has_other_node(
+            self._cluster.needs, elsewhere, self._now.boot
+        ):
             return False
         if len(facts.lost_on) < SUSPECT_LOSSES or waited_s > APART_S:
             return True

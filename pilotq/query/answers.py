@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -14,10 +14,12 @@ import msgspec
 
 from pilotq.condor import options, others
 from pilotq.condor.options import Query
+from pilotq.condor.poolads import HeadFacts
 from pilotq.condor.request import Reply, Request, raw, read_request, write_fields, write_reply
 from pilotq.errors import PilotqError, UserError
 from pilotq.model import STATE_NAMES, Outcome, State
-from pilotq.query.questions import HeadFacts, Question
+from pilotq.query.adlists import AdList
+from pilotq.query.questions import Question
 from pilotq.query.reader import Reader, Run
 
 log = logging.getLogger(__name__)
@@ -115,7 +117,9 @@ def _shim(fields: bytes, head: HeadFacts, reader: Open) -> Iterator[bytes]:
             yield write_fields([b"out", raw(text)])
         yield write_reply(Reply())
     except PilotqError as error:
-        yield write_reply(Reply(err=f"{tool}: {error.line()}\n", exit=1))
+        text = error.line()
+        # A message that is HTCondor's own has its own beginning.
+        yield write_reply(Reply(err=f"{text}\n" if text.startswith("Error: ") else f"{tool}: {text}\n", exit=1))
     except Exception:
         log.exception("a question failed", extra={"tool": tool})
         yield write_reply(Reply(err=f"{tool}: a bug in pilotq's query process, see its log\n", exit=1))
@@ -132,22 +136,30 @@ def _parse(request: Request) -> Query | Reply:
 
 
 def _pieces(query: Query, request: Request, head: HeadFacts, open_reader: Open) -> Iterator[str]:
+    now, local, user = time.time(), time.localtime, request.user
+    if query.file:
+        yield from _joined(AdList.of_file(query, now=now, local=local, user=user).answer())
+        return
     reader = open_reader()
     try:
-        question = Question(query, reader, head, now=time.time(), local=time.localtime, user=request.user)
-        waiting: list[str] = []
-        size = 0
-        for text in question.answer():
-            waiting.append(text)
-            size += len(text)
-            if size >= _PIECE_CHARS:
-                yield "".join(waiting)
-                waiting.clear()
-                size = 0
-        if size:
-            yield "".join(waiting)
+        yield from _joined(Question(query, reader, head, now=now, local=local, user=user).answer())
     finally:
         reader.close()
+
+
+def _joined(texts: Iterable[str]) -> Iterator[str]:
+    """The same in pieces that are worth sending."""
+    waiting: list[str] = []
+    size = 0
+    for text in texts:
+        waiting.append(text)
+        size += len(text)
+        if size >= _PIECE_CHARS:
+            yield "".join(waiting)
+            waiting.clear()
+            size = 0
+    if size:
+        yield "".join(waiting)
 
 
 # ---- values ----------------------------------------------------------------------------------------------------

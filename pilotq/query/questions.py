@@ -11,42 +11,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
-import msgspec
-
-from pilotq.condor import expressions, formats, poolads, tables
+from pilotq.condor import expressions, poolads, tables
+from pilotq.condor.analysis import analysis
 from pilotq.condor.formats import Local
 from pilotq.condor.jobad import Job
 from pilotq.condor.jobrules import Scope, scope
 from pilotq.condor.options import Query
+from pilotq.condor.poolads import HeadFacts
 from pilotq.condor.tables import Batch
 from pilotq.core.tasks import NO_FACTS
-from pilotq.errors import UserError
 from pilotq.model import CONDOR_STATUS, State
+from pilotq.query.adlists import AdList, printed
 from pilotq.query.reader import Cluster, Reader, Run
 
 #: Lines made at once of a run whose lines are all alike.
 _LINES = 4096
-
-
-class MasterFacts(msgspec.Struct, frozen=True):
-    """Where the master listens for foremen and workers, host:port."""
-
-    endpoint: str = "127.0.0.1:9094"
-
-
-class HeadFacts(msgspec.Struct, frozen=True):
-    """What only the master knows, sent with every question: these keys of its status, others are passed over."""
-
-    #: Host name of the head node; the name of the schedd to HTCondor's clients.
-    schedd_name: str = "localhost"
-    master: MasterFacts = MasterFacts()
-    workers: list[poolads.WorkerFacts] = []
-
-    @property
-    def address(self) -> str:
-        """host:port as it is shown; a master that listens on all addresses goes by its host's name."""
-        host, _, port = self.master.endpoint.rpartition(":")
-        return f"{self.schedd_name if host in ('*', '0.0.0.0', '::', '[::]', '') else host}:{port}"
 
 
 class Question:
@@ -64,6 +43,8 @@ class Question:
         self.now = now
         self.local = local
         self.user = user
+        is_mine_only = query.is_mine_only and not query.ids
+        self.owners = set(query.owners or ([user] if is_mine_only else ()))
         self.constraint = expressions.compiled(query.constraint) if query.constraint else None
         self._common: dict[tuple[int, tuple[str, ...]], bool] = {}
         self._needs = self._needed()
@@ -74,6 +55,8 @@ class Question:
             yield from self._status()
         elif self.query.output == "mask":
             yield from self._mask()
+        elif self.query.totals_only and self.query.output != "totals":
+            yield from printed([tables.summary(self._summed(self.counts()), self.now)], self.query.output)
         elif self.query.output in ("long", "json", "jsonl", "xml"):
             yield from self._ads()
         elif self.query.output == "history":
@@ -104,17 +87,13 @@ class Question:
 
     def candidates(self) -> Iterator[Run]:
         """Runs by ids, owner and what the constraint says of ids; nothing else is checked yet."""
-        ids = self._ids()
-        owners = set(self.query.owners)
         if self.query.tool == "condor_history":
-            for run in self.reader.history(ids, self.query.forwards):
-                if self.query.since in {(run.cluster.id, run.first), (run.cluster.id, None)}:
-                    return
-                if not owners or run.cluster.owner in owners:
-                    yield run
+            yield from self._ended()
             return
+        ids, owners = self._ids(), self.owners
         if ids is None:
-            proc = expressions.equalities(self.query.constraint).get("procid")
+            procs = {proc for _, proc in expressions.id_bounds(self.query.constraint)}
+            proc = procs.pop() if len(procs) == 1 else None
             for run in self.reader.queue(self._is_bare):
                 if owners and run.cluster.owner not in owners:
                     continue
@@ -133,14 +112,32 @@ class Question:
             for proc in [None] if None in procs else sorted(found for found in procs if found is not None):
                 yield from self.reader.runs(cluster, proc, bare)
 
+    def _ended(self) -> Iterator[Run]:
+        query, ids = self.query, self._ids()
+        since = expressions.compiled(query.since) if query.since else None
+        is_counted = since is not None or query.scan_limit is not None
+        # What is looked at is counted, also what is of no use.
+        runs = self.reader.history(None if is_counted else ids, query.forwards)
+        wanted = None if ids is None or not is_counted else set(ids)
+        for number, run in enumerate(runs):
+            if number == query.scan_limit:
+                return
+            if since is not None and expressions.is_true(since.evaluate(self.job(run, run.first), self.now)):
+                return
+            names = {(run.cluster.id, run.first), (run.cluster.id, None)}
+            if (wanted is None or wanted & names) and (not self.owners or run.cluster.owner in self.owners):
+                yield run
+
     def _ids(self) -> list[tuple[int, int | None]] | None:
         """None: any."""
         if self.query.ids:
             return self.query.ids
-        bounds = expressions.equalities(self.query.constraint)
-        if "clusterid" not in bounds:
-            return None
-        return [(bounds["clusterid"], bounds.get("procid"))]
+        found = []
+        for cluster, proc in expressions.id_bounds(self.query.constraint):
+            if cluster is None:
+                return None
+            found.append((cluster, proc))
+        return found
 
     def matching(self) -> Iterator[tuple[Run, Job]]:
         """Runs all of whose tasks match, each with its first task's ad."""
@@ -228,10 +225,10 @@ class Question:
         ids = self._ids()
         if ids is None and self.constraint is None:
             by_owner = self.reader.totals()
-            wanted_owners = set(self.query.owners) or set(by_owner)
+            wanted_owners = self.owners or set(by_owner)
             return sum([by_owner.get(owner, Counter()) for owner in wanted_owners], Counter())
         wanted = None if ids is None else [number for number, _ in ids]
-        owners = set(self.query.owners)
+        owners = self.owners
         found: Counter[State] = Counter()
         by_cluster = self.reader.counts(wanted)
         for cluster in self.reader.clusters(wanted):
@@ -286,6 +283,9 @@ class Question:
 
     def _table(self) -> Iterator[str]:
         query = self.query
+        if query.is_global and not self.reader.totals():
+            yield "All queues are empty\n"
+            return
         yield tables.heading(self.head.schedd_name, self.head.address, self.now, self.local)
         counts: Counter[State] = Counter()
         if query.output == "totals":
@@ -334,64 +334,52 @@ class Question:
             counts[run.state] += run.count
         return list(batches.values())
 
-    def _totals(self, counts: Counter[State]) -> str:
+    def _summed(self, counts: Counter[State]) -> dict[str, Counter[int]]:
+        """Of the query, of everybody and of the user, by what these are called in the summary ad."""
         by_owner = self.reader.totals()
-        everybody = sum(by_owner.values(), Counter())
-        mine = by_owner.get(self.user, Counter())
-        lines = [tables.totals("query", by_status(counts)) + " \n"]
+        found = {"": counts, "Allusers": sum(by_owner.values(), Counter())}
         if self.user:
-            lines.append(tables.totals(self.user, by_status(mine)) + " \n")
-        lines.append(tables.totals("all users", by_status(everybody)) + "\n")
+            found["My"] = by_owner.get(self.user, Counter())
+        return {name: by_status(one) for name, one in found.items()}
+
+    def _totals(self, counts: Counter[State]) -> str:
+        found = self._summed(counts)
+        if self.query.old_summary:
+            return tables.totals("", found[""]) + "\n"
+        lines = [tables.totals("query", found[""]) + " \n"]
+        if "My" in found:
+            lines.append(tables.totals(self.user, found["My"]) + " \n")
+        lines.append(tables.totals("all users", found["Allusers"]) + "\n")
         return "".join(lines)
 
     def _analyze(self) -> Iterator[str]:
-        free = sum(max(worker.cpus - worker.busy, 0) for worker in self.head.workers if worker.state == "ready")
         yield tables.heading(self.head.schedd_name, self.head.address, self.now, self.local)
         for run, _ in self.matching():
             for proc in range(run.first, run.first + run.count):
-                yield tables.analysis(self.job(run, proc), len(self.head.workers), free)
+                needs = self.reader.needs(run.cluster, proc)
+                yield analysis(self.job(run, proc), needs, self.head)
 
     # ---- condor_status
 
     def _status(self) -> Iterator[str]:
-        query = self.query
-        ads = [ad for ad in self._pool_ads() if self._is_pool_match(ad)][: query.limit]
-        if query.output == "mask":
-            rows = [query.mask.fields(ad, self.now, self.local) for ad in ads]
-            widths = None
-            if query.mask.headings and rows:
-                rows.insert(0, query.mask.heading_fields())
-                widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            for fields in rows:
-                yield query.mask.row(fields, widths)
-        elif query.output in ("long", "json", "jsonl", "xml"):
-            yield from printed((ad.attributes(query.attributes) for ad in ads), query.output)
-        elif query.kind in ("schedd", "submitters"):
-            prefix = "total" if query.kind == "schedd" else ""
-            yield tables.schedd_table(ads, query.totals_only, prefix)
-        else:
-            yield tables.machine_table(ads, self.now, query.totals_only)
+        yield from AdList(self.query, self._pool_ads(), now=self.now, local=self.local).answer()
 
     def _pool_ads(self) -> list[poolads.PoolAd]:
         head, kind = self.head, self.query.kind
         ads: list[poolads.PoolAd] = []
-        if kind in ("schedd", "submitters", "any"):
-            by_owner = self.reader.totals()
-            everybody = sum(by_owner.values(), Counter())
-            if kind != "submitters":
-                ads.append(poolads.schedd_ad(head.schedd_name, head.address, len(by_owner), everybody, self.now))
-            if kind != "schedd":
-                for owner, counts in sorted(by_owner.items()):
-                    ads.append(poolads.submitter_ad(owner, head.schedd_name, head.address, counts, self.now))
+        by_owner = {} if kind == "machines" else self.reader.totals()
+        everybody = sum(by_owner.values(), Counter())
+        if kind in ("schedd", "any"):
+            ads.append(poolads.schedd_ad(head.schedd_name, head.address, len(by_owner), everybody, self.now))
+        if kind in ("submitters", "any"):
+            for owner, counts in sorted(by_owner.items()):
+                ads.append(poolads.submitter_ad(owner, head.schedd_name, head.address, counts, self.now))
+        if kind in ("master", "collector", "negotiator", "any"):
+            ads += poolads.daemon_ads(kind, head, everybody, self.now)
         if kind in ("machines", "any"):
-            ads += poolads.machine_ads(head.workers, self.now)
+            slots = poolads.machine_ads(head.workers, self.now)
+            ads += poolads.compact_ads(slots) if self.query.output == "compact" else slots
         return ads
-
-    def _is_pool_match(self, ad: poolads.PoolAd) -> bool:
-        asked = {name.lower() for name in self.query.owners}
-        if asked and not asked & {tables.word(ad, "name").lower(), tables.word(ad, "machine").lower()}:
-            return False
-        return self.constraint is None or expressions.is_true(self.constraint.evaluate(ad, self.now))
 
 
 def stretches(truths: Iterable[bool], first: int) -> Iterator[tuple[int, int]]:
@@ -410,27 +398,3 @@ def by_status(counts: Counter[State]) -> Counter[int]:
     for state, count in counts.items():
         found[CONDOR_STATUS[state]] += count
     return found
-
-
-def printed(ads: Iterable[dict[str, str]], output: str, always: bool = False) -> Iterator[str]:
-    """Whole ads as long, json, jsonl or xml; `always`: brackets of an empty json list too."""
-    if output == "long":
-        for ad in ads:
-            yield formats.long_text(ad)
-    elif output == "jsonl":
-        for ad in ads:
-            yield formats.json_line(ad) + "\n"
-    elif output == "xml":
-        yield formats.XML_HEAD
-        for ad in ads:
-            yield formats.xml_text(ad)
-        yield formats.XML_FOOT
-    elif output == "json":
-        first = True
-        for ad in ads:
-            yield ("[\n" if first else ",\n") + formats.json_object(ad) + "\n"
-            first = False
-        if not first or always:
-            yield "[\n]\n" if first else "]\n"
-    else:
-        raise UserError(f"no such output: {output}")

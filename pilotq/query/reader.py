@@ -22,11 +22,13 @@ from threading import Lock
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import msgspec
+
 from pilotq.condor.jobad import Common, Job, Template, body_of
 from pilotq.core.tasks import NO_FACTS
 from pilotq.deltas import Block
 from pilotq.errors import UnavailableError
-from pilotq.model import ClusterBody, Edit, Facts, State
+from pilotq.model import ClusterBody, Edit, Facts, Resources, State
 from pilotq.store import checksum, is_sound
 from pilotq.store.blocks import LEFT, NONE, SPAN, paint, procs_of, read_body
 from pilotq.store.scanning import lenient
@@ -49,6 +51,15 @@ _CLUSTER = (
     "cluster, owner, count, submitted_at, state, exists(select 1 from delta where delta.cluster = cluster.cluster),"
     " exists(select 1 from edit where edit.cluster = cluster.cluster)"
 )
+
+
+class _Needs(msgspec.Struct):
+    """The part of a description, or of a delta, that is asked for."""
+
+    needs: Resources | None = None
+
+
+_unpack_needs = msgspec.msgpack.Decoder(_Needs).decode
 
 
 @dataclass(eq=False, slots=True)
@@ -215,6 +226,14 @@ class Reader:
         for edit, since in cluster.edits:
             if edit.first <= proc <= edit.last and (not left or left > since):
                 yield edit
+
+    def needs(self, cluster: Cluster, proc: int) -> Resources:
+        """What a task needs of a worker; nothing known when that is damaged."""
+        row = next(self._rows("select description, description_crc from cluster where cluster = ?", cluster.id), None)
+        common = _unpack_needs(row[0]).needs if row is not None and is_sound(*row) else None
+        delta = self._delta(cluster, proc) if cluster.in_blocks else b""
+        own = _unpack_needs(delta).needs if delta else None
+        return own or common or Resources()
 
     def _delta(self, cluster: Cluster, proc: int) -> bytes:
         first, block = cluster.block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from xml.etree import ElementTree
@@ -208,21 +209,63 @@ def test_what_is_not_an_expression(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("ClusterId == 5 && ProcId == 0", {"clusterid": 5, "procid": 0}),
-        ("(ClusterId==5)&&(procid =?= 7)", {"clusterid": 5, "procid": 7}),
-        ("ClusterId == 5 && JobStatus < 3", {"clusterid": 5}),
-        ("ClusterId == 5 || ProcId == 0", {}),
-        ("!(JobStatus == 1 && ClusterId == 5)", {}),
-        ("!(JobStatus == 1 && ClusterId == 5 && ProcId == 1)", {}),
-        ("ClusterId == 5 == false", {}),
-        ("ClusterId == 5 ? false : true", {}),
-        ("ClusterId != 5", {}),
-        ('Owner == "ClusterId == 5 && ProcId == 1"', {}),
-        ("ifThenElse(a && ClusterId == 5 && b, 0, 1)", {}),
+        ("ClusterId == 5 && ProcId == 0", [(5, 0)]),
+        ("(ClusterId==5)&&(procid =?= 7)", [(5, 7)]),
+        ("ClusterId == 5 && JobStatus < 3", [(5, None)]),
+        ('Owner == "a||b" && ((ClusterId == 5))', [(5, None)]),
+        ("ClusterId == 5 || ClusterId == 6", [(5, None), (6, None)]),
+        ("(ClusterId == 5 && ProcId == 1) || (ClusterId == 6)", [(5, 1), (6, None)]),
+        ("((ClusterId == 5) || ClusterId == 6) && ProcId == 2 && JobStatus != 3", [(5, 2), (6, 2)]),
+        ("ClusterId == 5 && ClusterId == 6", []),
+        ("ProcId == 3", [(None, 3)]),
+        ("ClusterId == 5 || ProcId == 0", [(5, None), (None, 0)]),
+        ("ClusterId == 5 || JobStatus == 1", [(5, None), (None, None)]),
+        ("!(JobStatus == 1 && ClusterId == 5)", [(None, None)]),
+        ("!(JobStatus == 1 && ClusterId == 5 && ProcId == 1)", [(None, None)]),
+        ("ClusterId == 5 == false", [(None, None)]),
+        ("(ClusterId == 5) == false", [(None, None)]),
+        ("ClusterId == 5 + 1", [(None, None)]),
+        ("ClusterId == 5 ? false : true", [(None, None)]),
+        ("ClusterId != 5", [(None, None)]),
+        ('Owner == "ClusterId == 5 && ProcId == 1"', [(None, None)]),
+        ("ifThenElse(a && ClusterId == 5 && b, 0, 1)", [(None, None)]),
+        ("(", [(None, None)]),
+        ("", [(None, None)]),
     ],
 )
-def test_equalities(text: str, expected: dict[str, int]) -> None:
-    assert expressions.equalities(text) == expected
+def test_id_bounds(text: str, expected: list[tuple[int | None, int | None]]) -> None:
+    assert expressions.id_bounds(text) == expected
+
+
+_LEAVES = st.sampled_from(["ClusterId == 1", "ClusterId == 2", "ProcId == 0", "ProcId =?= 1", "X", "X == 2", "true"])
+_TREES = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["&&", "||", "=="]), inner).map(
+            lambda parts: f"({parts[0]} {parts[1]} {parts[2]})"
+        ),
+        st.tuples(inner, st.sampled_from(["&&", "||"]), inner).map(" ".join),
+        inner.map(lambda text: f"!({text})"),
+    ),
+    max_leaves=8,
+)
+
+
+@given(_TREES)
+def test_id_bounds_leave_out_no_job(text: str) -> None:
+    bounds = expressions.id_bounds(text)
+    for cluster, proc, flag in itertools.product((1, 2, 3), (0, 1, 2), ("true", "false")):
+        ad = ad_of({"ClusterId": cluster, "ProcId": proc, "X": flag})
+        if expressions.is_true(expressions.compiled(text).evaluate(ad)):
+            assert any(a in (None, cluster) and b in (None, proc) for a, b in bounds), (text, cluster, proc)
+
+
+def test_many_ids_are_read_in_one_pass() -> None:
+    text = "ClusterId == 0"
+    for number in range(1, 500):
+        text = f"({text} || (ClusterId == {number} && ProcId == 1))"
+    assert expressions.id_bounds(text)[-1] == (499, 1)
+    assert len(expressions.id_bounds(text)) == 500
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00")))

@@ -11,6 +11,7 @@ import pytest
 from pilotq.condor import tables
 from pilotq.condor.expressions import ad_of
 from pilotq.condor.poolads import WorkerFacts, machine_ads, schedd_ad, submitter_ad
+from pilotq.condor.statustables import status_table
 from pilotq.condor.tables import Batch
 from pilotq.model import State
 
@@ -154,7 +155,7 @@ WORKERS = [
 
 
 def test_machine_table() -> None:
-    assert tables.machine_table(machine_ads(WORKERS, NOW), NOW, False) == (
+    assert status_table("machines", machine_ads(WORKERS, NOW), NOW, False) == (
         "Name        OpSys      Arch   State     Activity LoadAv    Mem   ActvtyTime\n"
         "\n"
         "slot1@node1 LINUX      X86_64 Claimed   Busy      1.000   2048   0+00:00:00\n"
@@ -168,8 +169,8 @@ def test_machine_table() -> None:
         "\n"
         "         Total      4     0       2         1       0          0      1        0      0\n"
     )
-    assert tables.machine_table([], NOW, False) == ""
-    assert tables.machine_table(machine_ads(WORKERS, NOW), NOW, True).startswith("\n                Total Owner")
+    assert status_table("machines", [], NOW, False) == ""
+    assert status_table("machines", machine_ads(WORKERS, NOW), NOW, True).startswith("\n                Total Owner")
 
 
 def test_slots_of_two_workers_on_one_host_have_names_of_their_own() -> None:
@@ -182,13 +183,13 @@ def test_schedd_and_submitters() -> None:
     counts = {State.IDLE: 5, State.ASSIGNED: 1, State.RUNNING: 2, State.STAGING_OUT: 1, State.HELD: 1}
     ad = schedd_ad("head", "h:1", 1, counts, NOW)
     assert [ad.get(name) for name in ("totalrunningjobs", "totalidlejobs", "totalheldjobs")] == ["3", "6", "1"]
-    text = tables.schedd_table([ad], False)
+    text = status_table("schedd", [ad], NOW, False)
     assert text.startswith(
         "Name Machine RunningJobs   IdleJobs   HeldJobs\n\nhead head              3          6          1\n\n"
     )
     assert re.search(r"\n\s+TotalRunningJobs\s+TotalIdleJobs\s+TotalHeldJobs\n", text)
     assert text.splitlines()[-1].split() == ["Total", "3", "6", "1"]
-    assert tables.schedd_table([], False) == ""
+    assert status_table("schedd", [], NOW, False) == ""
     submitter = submitter_ad("alice", "head", "h:1", counts, NOW)
-    shown = tables.schedd_table([submitter], False, prefix="")
+    shown = status_table("submitters", [submitter], NOW, False)
     assert shown.splitlines()[2].split() == ["alice@head", "head", "3", "6", "1"]

@@ -18,13 +18,14 @@ from store_data import in_blocks
 import pilotq
 from pilotq.condor.request import read_fields, write_fields
 from pilotq.core.records import Record, TaskRows, TasksLeft
-from pilotq.model import PROC_MARK, ClusterBody, Facts, HoldCode, Outcome, State, Usage
+from pilotq.model import PROC_MARK, ClusterBody, Facts, HoldCode, Outcome, Resources, State, Usage
 from pilotq.store import checksum
 from pilotq.store.blocks import Ledger
 from pilotq.store.writing import Rows
 
 SCHEMA = Path(pilotq.__file__).parent / "store" / "schema.sql"
 QUEUED_AT = 1_700_000_000.0
+DESCRIPTION = msgspec.msgpack.encode({"needs": Resources(cpus=2, memory_bytes=1 << 30)})
 GRID = {"JobUniverse": "9", "GridResource": '"condor ce1 ce1:9619"'}
 
 
@@ -73,8 +74,8 @@ class Builder:
             **row,
             live=int(live),
             crc=checksum(row.values()),
-            description=b"",
-            description_crc=0,
+            description=DESCRIPTION,
+            description_crc=zlib.crc32(DESCRIPTION),
         )
         encoded = [msgspec.msgpack.encode(delta) for delta in deltas or []]
         for first in range(0, len(encoded), block):
@@ -175,12 +176,17 @@ class Asker:
     def ask(self, question: dict[str, Any]) -> bytes:
         return b"".join(self.pieces(question))
 
-    def shim(self, *words: str, user: str = "alice", env: dict[str, str] | None = None, **more: str) -> Shown:
+    def shim(
+        self, *words: str, user: str = "alice", env: dict[str, str] | None = None, file: str | None = None, **more: str
+    ) -> Shown:
+        """`file`: what the shim read in the file "F"."""
         pairs = [("tool", words[0]), ("key", "0" * 32), ("cwd", "/tmp"), ("user", user), ("uid", "1000")]
         pairs += list(more.items())
         pairs += [("arg", word) for word in words[1:]]
         pairs += [("env", f"{name}={value}") for name, value in (env or {}).items()]
         fields = [part.encode("utf-8", "surrogateescape") for pair in pairs for part in pair]
+        if file is not None:
+            fields += [b"have", write_fields([b"read", b"F", b"ok", file.encode()])]
         return Shown(self.ask({"request": write_fields(fields)}))
 
     def __call__(self, *words: str, **more: Any) -> Shown:

@@ -192,14 +192,126 @@ def test_other_tables(ask: Asker) -> None:
 
 
 def test_analysis(ask: Asker) -> None:
-    ask.facts["workers"] = [{"name": "w1", "host": "n", "cpus": 4, "busy": 1, "state": "ready", "contact_s": 1.5}]
+    """1.8 needs two cores and 1 GiB of memory."""
+    room = {"cpus": 4, "memory_bytes": 8 << 30, "state": "ready"}
+    ask.facts["workers"] = [
+        {"name": "free", "host": "a", **room, "used": [2, 0, 0, 0]},
+        {"name": "full", "host": "b", **room, "used": [3, 0, 0, 0]},
+        {"name": "swapped", "host": "c", **room, "used": [0, 8 << 30, 0, 0]},
+        {"name": "small", "host": "d", **room, "cpus": 1},
+        {"name": "thin", "host": "e", **room, "memory_bytes": 1 << 29},
+        {"name": "leaving", "host": "f", **room, "state": "draining"},
+        {"name": "away", "host": "g", **room, "state": "lost"},
+        {"name": "bad", "host": "h", **room, "state": "suspended"},
+    ]
     try:
         shown = ask("condor_q", "-better-analyze", "1").out
+        ask.facts["workers"] = ask.facts["workers"][3:5]
+        hopeless = ask("condor_q", "-analyze", "1.8").out
+        ask.facts["workers"] = []
+        nobody = ask("condor_q", "-analyze", "1.8").out
     finally:
         ask.facts["workers"] = []
     assert "001.000:  Job is running.\n" in shown
     assert "001.003:  Job is held.\n\nHold reason: no such file: x\n" in shown
-    assert "001.008:  Job is idle.\n\n1 workers are connected, 3 of their slots are free.\n" in shown
+    assert "001.002:  Job is matched" in shown
+    assert (
+        "001.008:  Run analysis summary.  Of 8 machines,\n"
+        "      2 are rejected by your job's requirements\n"
+        "           1 have less than 2 cores\n"
+        "           1 have less than 1024 MB of memory\n"
+        "      3 reject your job because of their own requirements\n"
+        "           1 are draining\n"
+        "           1 have not been heard of for too long\n"
+        "           1 are on nodes where tasks fail at once\n"
+        "      2 match but are serving other jobs\n"
+        "      1 are able to run your job\n"
+    ) in shown
+    assert "WARNING:  Be advised:\n   No machines matched the job's constraints\n" in hopeless
+    assert "No workers are connected.\n" in nobody
+
+
+IDS = ["-af", "ClusterId", "ProcId"]
+
+
+def test_many_ids_in_one_constraint(ask: Asker) -> None:
+    text = " || ".join([f"(ClusterId == {number % 7} && ProcId == {number // 7})" for number in range(200)])
+    wanted = ask("condor_q", "-constraint", text, *IDS)
+    everything = ask("condor_q", *IDS)
+    assert wanted.out == everything.out and len(wanted.lines) == 19
+    assert ask("condor_q", "-constraint", "ClusterId == 1 && ClusterId == 2", *IDS).out == ""
+    assert (
+        "Total for query: 0 jobs" in ask("condor_q", "-totals", "-constraint", "ClusterId == 1 && ClusterId == 2").out
+    )
+
+
+def test_ids_and_owners_mixed(ask: Asker) -> None:
+    assert ids(ask("condor_q", "1.8", "2", "bob", "-format", "%d\n", "ProcId")) == ["0", "1", "2", "3", "4"]
+    assert ask("condor_q", "", "nobody", "", *IDS).out == ""
+    assert len(ids(ask("condor_q", "", "", *IDS))) == 19
+
+
+def test_only_my_jobs(ask: Asker) -> None:
+    mine = {"env": {"_condor_CONDOR_Q_ONLY_MY_JOBS": "True"}, "user": "bob"}
+    assert len(ids(ask("condor_q", *IDS, **mine))) == 5
+    assert len(ids(ask("condor_q", "-allusers", *IDS, **mine))) == 19
+    assert ids(ask("condor_q", "6", *IDS, **mine)) == ["6 0"]
+    assert "Total for query: 5 jobs;" in ask("condor_q", "-totals", **mine).out
+    old = ask("condor_q", env={"_CONDOR_CONDOR_Q_SHOW_OLD_SUMMARY": "True"}).lines
+    assert [line for line in old if "jobs;" in line] == [
+        "19 jobs; 1 completed, 0 removed, 11 idle, 3 running, 3 held, 1 suspended"
+    ]
+
+
+def test_totals_as_an_ad(ask: Asker) -> None:
+    (found,) = json.loads(ask("condor_q", "bob", "-totals", "-json", user="alice").out)
+    assert (found["Jobs"], found["Idle"], found["AllusersJobs"], found["MyJobs"]) == (5, 5, 19, 14)
+    assert (found["AllusersHeld"], found["MyType"]) == (3, "Summary")
+    assert "AllusersRunning = 3\n" in ask("condor_q", "-long", "-totals").out
+
+
+def test_global_with_something(ask: Asker) -> None:
+    assert ask("condor_q", "-global").out.startswith("\n\n-- Schedd: head.example")
+
+
+def test_history_stops(ask: Asker) -> None:
+    everything = ids(ask("condor_history", *IDS))
+    assert everything == ["5 0", "5 1", "1 6", "1 5"]
+    assert ids(ask("condor_history", "-since", "1.6", *IDS)) == everything[:2]
+    assert ids(ask("condor_history", "-since", "JobStatus == 3", *IDS)) == everything[:2]
+    assert ids(ask("condor_history", "1", "-since", "1.5", *IDS)) == ["1 6"]
+    assert ids(ask("condor_history", "1", "-scanlimit", "3", *IDS)) == ["1 6"]
+    assert ids(ask("condor_history", "-forwards", "-limit", "2", "-backwards", *IDS)) == ["1 5", "1 6"]
+
+
+def test_other_daemons(ask: Asker) -> None:
+    assert ask("condor_status", "-master").lines[2].split()[:2] == ["head.example", "24.0.0"]
+    assert ask("condor_status", "-collector", "-af", "Name", "RunningJobs", "IdleJobs").out == "head.example 3 12\n"
+    assert ask("condor_status", "-negotiator", "-af", "MyType").out == "Negotiator\n"
+    kinds = set(ids(ask("condor_status", "-any", "-af", "MyType")))
+    assert kinds == {"Scheduler", "Submitter", "DaemonMaster", "Collector", "Negotiator"}
+
+
+def test_slot_tables(ask: Asker) -> None:
+    big, small = {"memory_bytes": 4 << 30, "cpus": 2}, {"memory_bytes": 1 << 30, "cpus": 1}
+    ask.facts["workers"] = [{"name": "b", "host": "n2", **big, "busy": 1}, {"name": "a", "host": "n1", **small}]
+    try:
+        shown = {option: ask("condor_status", option) for option in ("-run", "-state", "-server", "-compact", "-total")}
+        ordered = ids(ask("condor_status", "-sort", "-Memory", "-sort", "State", "-af", "Name", "Memory", "State"))
+        assert ask("condor_status", "-run", "-af", "Name").out == "slot1@n2\n"
+    finally:
+        ask.facts["workers"] = []
+    assert [line.split()[0] for line in shown["-run"].lines[2:3]] == ["slot1@n2"]
+    assert shown["-state"].lines[0].split()[-2:] == ["Activ", "ActvtyTime"]
+    assert "Mips" in shown["-server"].lines[0]
+    assert shown["-compact"].lines[2:4] == [
+        "n1      x64/Linux     1    1          1.00      1     1.00    0.00 Ui     0.00      1.00",
+        "n2      x64/Linux     2    2          4.00      1     2.00    1.00 Cb     0.00      2.00",
+    ]
+    for option in ("-state", "-compact", "-total"):
+        assert shown[option].lines[-1].split()[:4] == ["Total", "3", "0", "1"], option
+    assert shown["-total"].out.startswith("\n                Total Owner")
+    assert ordered == ["slot1@n2 2048 Claimed", "slot2@n2 2048 Unclaimed", "slot1@n1 1024 Unclaimed"]
 
 
 def test_terminal_width(ask: Asker) -> None:
@@ -306,7 +418,6 @@ def test_schedd_and_submitters(ask: Asker) -> None:
         "bob@head.example 5",
     ]
     assert "TotalJobAds = 19\n" in ask("condor_status", "-schedd", "-long").out
-    assert ask("condor_status", "-master").out == ""
 
 
 def test_version(ask: Asker) -> None:

@@ -16,10 +16,11 @@ from query_store import Builder, body
 
 from pilotq.condor.jobad import Job
 from pilotq.condor.options import Query, parse
+from pilotq.condor.poolads import HeadFacts
 from pilotq.condor.request import Request
 from pilotq.core.records import TaskRows, TasksLeft
 from pilotq.model import CONDOR_STATUS, ENDED, PROC_MARK, Facts, Outcome, State
-from pilotq.query.questions import HeadFacts, Question
+from pilotq.query.questions import Question
 from pilotq.query.reader import Commons, Reader, Run
 
 LIVE = [state for state in State if state not in ENDED]

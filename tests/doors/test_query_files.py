@@ -1,0 +1,117 @@
+"""condor_q -jobads, condor_history -file and condor_status -ads: files of our own making, and of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from query_store import Asker, Builder, Shown, fill, query_process
+
+#: As HTCondor writes it: banners after the ads, a string of two lines, an ad that is not complete at the end.
+HISTORY = """\
+ClusterId = 7
+ProcId = 0
+Owner = "zoe"
+JobStatus = 4
+CompletionDate = 1700000300
+QDate = 1700000000
+RemoteWallClockTime = 61.0
+Cmd = "/bin/sleep"
+Arguments = "10"
+Env = "A=1
+B = 2"
+Requirements = (TARGET.Memory >= RequestMemory) && true
+*** Offset = 0 ClusterId = 7 ProcId = 0 Owner = "zoe" CompletionDate = 1700000300 CurrentTime = 1700000301
+ClusterId = 7
+ProcId = 1
+Owner = "yan"
+JobStatus = 3
+QDate = 1700000000
+RemoteWallClockTime = 0.0
+Cmd = "/bin/sleep"
+RemoveReason = "say \\"no\\""
+*** Offset = 400 ClusterId = 7 ProcId = 1 Owner = "yan" CompletionDate = 0 CurrentTime = 1700000400
+ClusterId = 8
+ProcId = 0
+Own"""
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
+    where = tmp_path_factory.mktemp("files")
+    fill(Builder(where / "queue.db"))
+    with query_process(where / "queue.db", where) as (asker, _):
+        asker.facts["workers"] = [{"name": "w", "host": "n", "cpus": 2, "busy": 1}]
+        yield asker
+
+
+def from_file(ask: Asker, text: str, *words: str) -> Shown:
+    """What is said when the shim has read this in the file "F"."""
+    return ask(*words, file=text)
+
+
+@pytest.mark.parametrize("option", ["-long", "-json", "-jsonl", "-xml"])
+@pytest.mark.parametrize(
+    ("tool", "source"), [("condor_q", "-jobads"), ("condor_history", "-file"), ("condor_status", "-ads")]
+)
+def test_what_is_printed_is_read_again(ask: Asker, tool: str, source: str, option: str) -> None:
+    order = ["-forwards"] if tool == "condor_history" else []
+    printed = ask(tool, option, *order).out
+    again = from_file(ask, printed, tool, source, "F", option, *order)
+    assert (again.out, again.err, again.exit) == (printed, "", 0)
+    shown = set(from_file(ask, printed, tool, source, "F", *order).lines)
+    # Run times go on, and what else is in the pool is not in the file.
+    passing = ("-- ", "Total for ")
+    assert {line for line in ask(tool, *order).lines if "0+00:" not in line and not line.startswith(passing)} <= shown
+
+
+def test_a_history_file_of_another_pool(ask: Asker) -> None:
+    found = from_file(ask, HISTORY, "condor_history", "-file", "F", "-af:j", "Owner", "JobStatus", "RemoveReason")
+    assert found.lines == ['7.1 yan 3 say "no"', "7.0 zoe 4 undefined"]
+    assert from_file(ask, HISTORY, "condor_history", "-fi", "F", "-forwards", "-limit", "1", "-af", "Env").out == (
+        "A=1\nB = 2\n"
+    )
+    table = from_file(ask, HISTORY, "condor_history", "-file", "F", "7.0").lines
+    assert [line.split()[0] for line in table] == ["ID", "7.0"]
+    assert table[1].endswith(" 0+00:01:01 C  11/14 22:18 /bin/sleep 10")
+    assert (
+        from_file(ask, HISTORY, "condor_history", "-file", "F", "-const", "JobStatus==4", "-af", "ProcId").out == "0\n"
+    )
+    assert from_file(ask, HISTORY, "condor_history", "-file", "F", "yan", "-af", "ProcId").out == "1\n"
+    assert from_file(ask, HISTORY, "condor_history", "-file", "F", "-since", "7.0", "-af", "ProcId").out == "1\n"
+    assert from_file(ask, "", "condor_history", "-file", "F").lines[0].startswith(" ID ")
+    assert from_file(ask, "", "condor_history", "-file", "F", "-json").out == "[\n]\n"
+
+
+def test_tables_of_job_ads(ask: Asker) -> None:
+    ads = ask("condor_q", "-long").out
+    shown = from_file(ask, ads, "condor_q", "-jobads", "F")
+    assert shown.out.startswith("\n\n-- Jobads: F\n ID ")
+    assert shown.lines[-1] == (
+        "Total for query: 19 jobs; 1 completed, 0 removed, 11 idle, 3 running, 3 held, 1 suspended"
+    )
+    theirs, ours = from_file(ask, ads, "condor_q", "-jobads", "F", "-batch").lines, ask("condor_q", "-batch").lines
+    assert (
+        theirs[3:] != []
+        and theirs[3:-1] == [line for line in ours[3:] if not line.startswith("Total")][: len(theirs[3:-1])]
+    )
+    assert "-analyze is about" in from_file(ask, ads, "condor_q", "-jobads", "F", "-analyze").err
+    assert '"Jobs": 19' in from_file(ask, ads, "condor_q", "-jobads", "F", "-totals", "-json").out
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "message"),
+    [
+        ("ClusterId = 1\nrubbish\n", "", "line 2 is not an attribute of an ad: rubbish"),
+        ('[{"A": 1}, 5]', "", "not ads in JSON"),
+        ("[" * 100_000, "", "not ads in JSON"),
+        ("{", ":json", "not ads in JSON"),
+        ("<classads><c><a>", "", "not ads in XML"),
+        ('<!DOCTYPE c [<!ENTITY a "b">]><classads/>', "", "do not define entities"),
+    ],
+)
+def test_what_is_not_ads(ask: Asker, text: str, form: str, message: str) -> None:
+    found = from_file(ask, text, "condor_q", f"-jobads{form}", "F")
+    assert (found.out, found.exit) == ("", 1)
+    assert found.err.startswith("Error: F: ") and message in found.err
+    assert len(found.err.splitlines()) == 1
