@@ -120,8 +120,8 @@ def _printed(value: Any) -> str:
 def canonical(text: str) -> str:
     """Expression text as HTCondor prints it; unchanged when it cannot be parsed."""
     value = literal(text)
-    if value is not None and not isinstance(value, float):
-        return text.lower() if text.lower() in _WORDS else text
+    if value is not None:
+        return text if isinstance(value, str | int) and not isinstance(value, bool) else unparse(value)
     try:
         return _printed(classad2.ExprTree(_new_syntax(text, rewrite=False)))
     except (classad2.ClassAdException, ValueError):

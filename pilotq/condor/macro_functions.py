@@ -141,12 +141,14 @@ def _path(letters: str, value: str) -> str:
         stem, extension = posixpath.splitext(name)
         found = ""
         bare = "b" in letters
-        if "p" in letters:
+        has_place = not {"p", "d"}.isdisjoint(letters)
+        if "p" in letters and "d" not in letters:
             found += directory.rstrip("/") if bare else directory
         elif "d" in letters:
             last = "/".join(directory.rstrip("/").split("/")[-letters.count("d") :]).lstrip("/")
             found += last + ("" if bare or not last else "/")
-        if "n" in letters:
+        # What lies between two parts belongs to them.
+        if "n" in letters or ("x" in letters and has_place):
             found += stem
         if "x" in letters:
             found += extension.removeprefix(".") if bare else extension

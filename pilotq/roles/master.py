@@ -114,7 +114,6 @@ class Master:
         queries = QueryProcess(self.state / "queue.db", self.state / "query.sock")
         await queries.start()
         stack.push_async_callback(queries.close)
-        self.head = Head(settings, self.home, self.state, self.core)
         office = Office(self.core, self.engine, performer, queries, self.site, self.home, self.state, self.port)
         api = Api(office)
         performer.tunnels = Tunnels(lambda peer, flow: performer.send_now(t.Route(peer, b""), flow), api.serve)
@@ -146,6 +145,7 @@ class Master:
     async def _until_the_end(self, stop: asyncio.Event) -> int:
         """Housekeeping once a second until somebody ends us, the queue is drained, or something breaks."""
         drain_file = self.home / "drain"
+        self.head = Head(self.settings, self.home, self.state, self.core)
         rounds = itertools.count()
         while not stop.is_set() and not self.performer.stopping:
             if self.engine.failed.done():

@@ -19,6 +19,7 @@ _UNSEEN = "an executable that is not transferred is not looked at, as it lies on
 _EMPTY = "an empty row is no job; the library makes one with the values of the row before"
 DIFFERENT = {
     "conditions: versions": "a version of one number is taken; the library wants two at least",
+    "macros: a default with a sign": "a default may have any sign; the library then leaves the macro as it is",
     "macros: functions in functions": "a function's body may be the value of another; the library ends the process",
     "payload: an executable that stays where it is": _UNSEEN,
     "payload: a relative executable that stays where it is": _UNSEEN,
@@ -66,7 +67,7 @@ wild = st.text("ab '\"\\;=$(", max_size=8)
 name = st.sampled_from(["x", "y", "Item", "Process", "Cluster", "Step", "nothing", "A.b"])
 reference = st.one_of(
     name.map("$({})".format),
-    st.tuples(name, word).map(lambda two: "$({}:{})".format(*two)),
+    st.tuples(name, st.text("ab0_./,:", min_size=1)).map(lambda two: "$({}:{})".format(*two)),
     st.sampled_from(["$ENV(A_ONE)", "$ENV(NONE:d)", "$Fn(p)", "$Fpx(p)", "$INT(n)", "$INT(n,%03d)", "$SUBSTR(p,1,3)"]),
     st.sampled_from(["$CHOICE(0,a,b)", "$REAL(n,%.2f)", "$BASENAME(p)", "$STRING(p)", "$(DOLLAR)(x)", "$$(Cpus)"]),
 )
@@ -87,16 +88,16 @@ expression = st.sampled_from(
         "2.50",
     ]
 )
-signal = st.sampled_from(["SIGINT", "kill", "SIGUSR1", "15", "term"])
+signal = st.sampled_from(["SIGINT", "sigkill", "SIGUSR1", "15", "SIGFOO"])
 values: dict[str, st.SearchStrategy[str]] = {
     "x": mixed,
     "y": word,
-    "arguments": st.one_of(mixed, wild, wild.map('"{}"'.format)),
+    "arguments": st.one_of(mixed.map("a {}".format), wild, wild.map('"{}"'.format)),
     "environment": st.one_of(
         wild, wild.map('"A={}"'.format), st.tuples(word, word).map(lambda two: "A={};B={}".format(*two))
     ),
-    "getenv": st.sampled_from(["A_*", "A_ONE SEMI", "*, !A_*", "false"]),
-    "request_memory": st.one_of(size, expression),
+    "getenv": st.sampled_from(["A_*", "A_ONE, B_QUOTE", "false"]),
+    "request_memory": st.one_of(size, st.sampled_from(["10 * 3", "MemoryUsage * 2", "Foo"])),
     "request_disk": size,
     "request_cpus": st.sampled_from(["1", "4", "1 + 1", "Foo"]),
     "request_thing": st.sampled_from(["1", "0", "2"]),
@@ -108,14 +109,16 @@ values: dict[str, st.SearchStrategy[str]] = {
     "max_retries": st.sampled_from(["0", "3"]),
     "retry_until": st.sampled_from(["5", "ExitCode > 1"]),
     "kill_sig": signal,
-    "output": mixed.map(lambda text: "o." + text.replace("/", "_")),
+    "output": st.tuples(word, reference).map(
+        lambda two: "o{}.{}z".format(two[0].replace("/", "_"), two[1].replace("/", "").replace("p", "n"))
+    ),
     "priority": st.sampled_from(["1", "-3", "2 + 2"]),
     "batch_name": word,
     "accounting_group": st.sampled_from(["a", "a.b"]),
     "leave_in_queue": expression,
     "transfer_input_files": st.sampled_from(["a.dat", "data", "a.dat, data/one.txt"]),
     "should_transfer_files": st.sampled_from(["YES", "no", "If_Needed", "what"]),
-    "hold": st.sampled_from(["true", "no"]),
+    "hold": st.sampled_from(["true", "false"]),
 }
 line = st.sampled_from(sorted(values)).flatmap(lambda key: values[key].map(lambda value: f"{key} = {value}\n"))
 queue = st.one_of(
