@@ -39,6 +39,7 @@ from pilotq.roles.performer import Performer
 from pilotq.roles.restart import restore
 from pilotq.roles.view import counts
 from pilotq.scribe import Scribe
+from pilotq.scribe.history import Plan
 from pilotq.store.sqlite import SqliteStore
 
 #: Kept files nobody needs are removed after this.
@@ -100,13 +101,7 @@ class Master:
             lambda token, reason, retry: put(t.Collected(token, reason, retry)),
         )
         performer.collector.spool.sweep(set(queue.finals.values()))
-        performer.scribe = Scribe(
-            self.state / "queue.db",
-            self.state / "spool",
-            on_done=lambda ns: put(t.Delivered(ns)),
-            on_failed=lambda n, errno, reason: put(t.Undelivered(n, errno, reason)),
-            address=f"{self.site.host}:{self.port}",
-        )
+        performer.scribe = self._new_scribe()
         await performer.scribe.start()
         stack.push_async_callback(performer.scribe.close)
         queries = QueryProcess(self.state / "queue.db", self.state / "query.sock")
@@ -129,6 +124,24 @@ class Master:
             stack.push_async_callback(catalog.close)
         notify("READY=1")
         tell("master", "serving", {"port": self.port, "state": str(self.state), "pid": os.getpid()})
+
+    def _new_scribe(self) -> Scribe:
+        settings, put = self.settings, self.engine.put
+        history = Plan(
+            settings.master_history_file,
+            settings.master_per_job_history_dir,
+            settings.master_history_max_bytes,
+            settings.master_history_rotations,
+            self.site.schedd_name,
+        )
+        return Scribe(
+            self.state / "queue.db",
+            self.state / "spool",
+            on_done=lambda ns: put(t.Delivered(ns)),
+            on_failed=lambda n, errno, reason: put(t.Undelivered(n, errno, reason)),
+            address=f"{self.site.host}:{self.port}",
+            history=history,
+        )
 
     async def _until_the_end(self, stop: asyncio.Event) -> int:
         """Housekeeping once a second until somebody ends us, the queue is drained, or something breaks."""
