@@ -97,6 +97,18 @@ class Settings:
     master_contact_lost_s: float = _set(30.0, "Silence after which a worker gets no new tasks.", "s")
     master_max_losses: int = _set(5, "A task lost so often with its worker, on two nodes at least, is held.")
     master_policy_interval_s: float = _set(60.0, "Time between two looks at periodic_hold and its kin.", "s")
+    master_history_file: str = _set(
+        "",
+        "File that the ads of jobs which leave the queue are appended to, as HTCondor's HISTORY. Empty: none.",
+        "path",
+    )
+    master_per_job_history_dir: str = _set(
+        "", "Directory for a file history.CLUSTER.PROC of each job that leaves the queue. Empty: none.", "path"
+    )
+    master_history_max_bytes: int = _set(
+        20 << 20, "The history file is put aside when it is larger; 0: never.", "bytes"
+    )
+    master_history_rotations: int = _set(2, "History files put aside that are kept.")
 
     master_local_tasks: int = _set(20, "Tasks of the universes local and scheduler that run on the head at once.")
 

@@ -21,6 +21,7 @@ from pilotq.model import STATE_NAMES, Outcome, State
 from pilotq.query.adlists import AdList
 from pilotq.query.questions import Question
 from pilotq.query.reader import Reader, Run
+from pilotq.store.written import read_mark
 
 log = logging.getLogger(__name__)
 #: Text is passed on in pieces of about this size.
@@ -65,15 +66,18 @@ class Ask(msgspec.Struct, frozen=True):
 _decode_ask = msgspec.msgpack.Decoder(Ask, strict=False)
 
 
-def answer(message: bytes, open_reader: Open) -> Generator[bytes, None, None]:
-    """The bytes of the answer, piece by piece; never raises on what was asked."""
+def answer(message: bytes, open_reader: Open, mark: str) -> Generator[bytes, None, None]:
+    """The bytes of the answer, piece by piece; never raises on what was asked.
+
+    `mark`: where it is said how far the history is in files, if it is.
+    """
     try:
         ask = _decode_ask.decode(message)
     except msgspec.MsgspecError as error:
         yield msgspec.msgpack.encode({"error": f"a broken question to the query process: {error}", "exit": 2})
         return
     if ask.request is not None:
-        yield from _shim(ask.request, ask.facts, open_reader)
+        yield from _shim(ask.request, ask.facts, open_reader, mark)
         return
     try:
         reader = open_reader()
@@ -99,7 +103,7 @@ def _value(ask: Ask, reader: Reader) -> Any:
 # ---- shims -----------------------------------------------------------------------------------------------------
 
 
-def _shim(fields: bytes, head: HeadFacts, reader: Open) -> Iterator[bytes]:
+def _shim(fields: bytes, head: HeadFacts, reader: Open, mark: str) -> Iterator[bytes]:
     """Pieces of fields: `out` pairs as they come, then `err` and `exit`."""
     tool = "pilotq"
     try:
@@ -110,7 +114,7 @@ def _shim(fields: bytes, head: HeadFacts, reader: Open) -> Iterator[bytes]:
             yield write_reply(asked)
             return
         heading = others.WHO_HEADING if tool == "condor_who" else ""
-        for text in _pieces(asked, request, head, reader):
+        for text in _pieces(asked, request, head, reader, mark):
             if heading:
                 yield write_fields([b"out", raw(heading)])
                 heading = ""
@@ -135,13 +139,17 @@ def _parse(request: Request) -> Query | Reply:
     return options.parse(request)
 
 
-def _pieces(query: Query, request: Request, head: HeadFacts, open_reader: Open) -> Iterator[str]:
+def _pieces(query: Query, request: Request, head: HeadFacts, open_reader: Open, mark: str) -> Iterator[str]:
     now, local, user = time.time(), time.localtime, request.user
     if query.file:
         yield from _joined(AdList.of_file(query, now=now, local=local, user=user).answer())
         return
+    # Before the snapshot is taken: what it says is written then is so.
+    written = read_mark(mark)
     reader = open_reader()
     try:
+        if written is not None:
+            reader.show_leaving(written.done)
         yield from _joined(Question(query, reader, head, now=now, local=local, user=user).answer())
     finally:
         reader.close()

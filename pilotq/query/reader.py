@@ -8,6 +8,7 @@ Order: a Reader is one thread's and one request's; all it says is of one moment 
 
 from __future__ import annotations
 
+import heapq
 import re
 import sqlite3
 import zlib
@@ -15,7 +16,7 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 from threading import Lock
@@ -149,6 +150,9 @@ class Reader:
 
     def __init__(self, path: str, commons: Commons) -> None:
         self._commons = commons
+        #: Tasks that left after this block of the history are shown as if they had not; None: none are.
+        self._written: int | None = None
+        self._leaving: dict[int, list[Run]] = {}
         try:
             self._db = sqlite3.connect(
                 f"file:{quote(str(Path(path).absolute()))}?mode=ro", uri=True, isolation_level=None, timeout=5
@@ -159,6 +163,15 @@ class Reader:
 
     def close(self) -> None:
         self._db.close()
+
+    def show_leaving(self, written: int) -> None:
+        """From now on show tasks in the queue until they are written: those in blocks of the history after this one."""
+        leaving: dict[int, list[Run]] = {}
+        for run in self.history(forwards=True, after=written):
+            leaving.setdefault(run.cluster.id, []).append(run)
+        for runs in leaving.values():
+            runs.sort(key=lambda run: run.first)
+        self._written, self._leaving = written, leaving
 
     def _rows(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         try:
@@ -171,13 +184,17 @@ class Reader:
     def clusters(self, ids: Iterable[int] | None = None, ended: bool = False) -> Iterator[Cluster]:
         """Clusters by id; None: all that have tasks in the queue. Those without any only when `ended`."""
         if ids is None:
-            yield from map(self._cluster, self._rows(f"select {_CLUSTER} from cluster where live = 1 order by cluster"))
+            sql = f"select {_CLUSTER} from cluster where live = 1{self._or_leaving()} order by cluster"
+            yield from map(self._cluster, self._rows(sql))
             return
-        live = "" if ended else "and live = 1"
+        live = "" if ended else f"and (live = 1{self._or_leaving()})"
         for number in sorted(set(ids)):
             yield from map(
                 self._cluster, self._rows(f"select {_CLUSTER} from cluster where cluster = ? {live}", number)
             )
+
+    def _or_leaving(self, column: str = "cluster") -> str:
+        return f" or {column} in ({','.join(map(str, self._leaving))})" if self._leaving else ""
 
     def _cluster(self, row: tuple[Any, ...]) -> Cluster:
         number, owner, count, submitted_at, state, in_blocks, is_edited = row
@@ -253,7 +270,7 @@ class Reader:
         tasks, left = self._blocks("task"), self._blocks("history")
         for cluster in self.clusters():
             runs = self._bare if is_bare(cluster) else self._full
-            yield from runs(cluster, tasks(cluster.id), left(cluster.id))
+            yield from self._with_leaving(cluster, runs(cluster, tasks(cluster.id), left(cluster.id)))
 
     def runs(self, cluster: Cluster, proc: int | None = None, bare: bool = False) -> Iterator[Run]:
         """What a live cluster has in the queue, by proc; `proc`: only that one.
@@ -262,13 +279,23 @@ class Reader:
         """
         if proc is not None:
             yield from self._run(cluster, proc)
+            yield from [run for run in self._leaving.get(cluster.id, ()) if run.first == proc]
             return
         runs, ids = self._bare if bare else self._full, [cluster.id]
-        yield from runs(cluster, self._blocks("task", ids)(cluster.id), self._blocks("history", ids)(cluster.id))
+        tasks, left = self._blocks("task", ids), self._blocks("history", ids)
+        yield from self._with_leaving(cluster, runs(cluster, tasks(cluster.id), left(cluster.id)))
+
+    def _with_leaving(self, cluster: Cluster, runs: Iterator[Run]) -> Iterator[Run]:
+        leaving = self._leaving.get(cluster.id)
+        return heapq.merge(runs, leaving, key=attrgetter("first")) if leaving else runs
 
     def _blocks(self, table: str, ids: Sequence[int] | None = None) -> Callable[[int], list[_Block]]:
         """The blocks of a cluster, asked for by id in order, those that count last; of live clusters, or of these."""
-        some = "c.live = 1" if ids is None else f"c.cluster in ({','.join('?' * len(ids))})"
+        some = (
+            f"(c.live = 1{self._or_leaving('c.cluster')})"
+            if ids is None
+            else f"c.cluster in ({','.join('?' * len(ids))})"
+        )
         rows = self._rows(
             f"select {_COLUMNS} from cluster c cross join {table} b on b.cluster = c.cluster"
             f" where {some} and b.first >= 0 and b.last < c.count and b.state between 1 and 8 order by c.cluster",
@@ -364,11 +391,18 @@ class Reader:
         """Tasks in the queue by cluster and state, from columns alone."""
         numbers = None if ids is None else sorted(set(ids))
         some = "" if numbers is None else f"and c.cluster in ({','.join('?' * len(numbers))})"
-        return self._counted("c.cluster", some, numbers or ())
+        found = self._counted("c.cluster", some, numbers or ())
+        for number, runs in self._leaving.items():
+            if numbers is None or number in numbers:
+                found.setdefault(number, Counter()).update([run.state for run in runs])
+        return found
 
     def totals(self) -> dict[str, Counter[State]]:
         """Tasks in the queue by owner and state."""
-        return self._counted("c.owner")
+        found: dict[str, Counter[State]] = self._counted("c.owner")
+        for run in chain.from_iterable(self._leaving.values()):
+            found.setdefault(run.cluster.owner, Counter())[run.state] += 1
+        return found
 
     def _counted(self, by: str, some: str = "", values: Iterable[int] = ()) -> dict[Any, Counter[State]]:
         found: dict[Any, Counter[State]] = {}
@@ -398,14 +432,21 @@ class Reader:
 
     # ---- history
 
-    def history(self, ids: Iterable[tuple[int, int | None]] | None = None, forwards: bool = False) -> Iterator[Run]:
-        """Ended tasks in the order they left the queue, the last first unless `forwards`; `ids`: only these."""
+    def history(
+        self, ids: Iterable[tuple[int, int | None]] | None = None, forwards: bool = False, after: int = 0
+    ) -> Iterator[Run]:
+        """Ended tasks in the order they left the queue, the last first unless `forwards`; `ids`: only these.
+
+        `after`: only those in later blocks of the history.
+        """
         wanted: dict[int, set[int | None]] = {}
         for number, proc in ids or ():
             wanted.setdefault(number, set()).add(proc)
-        condition, values = "", list[int]()
+        condition, values = f"where b.n > {after}", list[int]()
+        if self._written is not None:
+            condition += f" and b.n <= {self._written}"
         if ids is not None:
-            condition = f"where b.cluster in ({','.join('?' * len(wanted))})"
+            condition += f" and b.cluster in ({','.join('?' * len(wanted))})"
             values = list(wanted)
         procs = {proc for asked in wanted.values() for proc in asked}
         proc = next(iter(procs)) if len(procs) == 1 else None

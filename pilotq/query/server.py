@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from pilotq.query.answers import answer
 from pilotq.query.reader import Commons, Reader
+from pilotq.store.written import NAME
 
 THREADS = 8
 #: Of one question.
@@ -68,7 +69,8 @@ def answer_one(connection: socket.socket, db: str, commons: Commons) -> None:
     if size > QUESTION_BYTES_MAX:
         return
     # Closing it closes the snapshot, also when the other side leaves half-way.
-    with contextlib.closing(answer(_receive(connection, size), lambda: Reader(db, commons))) as pieces:
+    mark = os.path.join(os.path.dirname(db), NAME)
+    with contextlib.closing(answer(_receive(connection, size), lambda: Reader(db, commons), mark)) as pieces:
         for piece in pieces:
             connection.sendall(len(piece).to_bytes(4, "big") + piece)
     connection.sendall(bytes(4))

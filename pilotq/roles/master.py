@@ -40,6 +40,7 @@ from pilotq.roles.performer import Performer
 from pilotq.roles.restart import restore
 from pilotq.roles.view import counts
 from pilotq.scribe import Scribe
+from pilotq.scribe.history import Plan
 from pilotq.store.sqlite import SqliteStore
 from pilotq.tunnel import Tunnels
 
@@ -102,13 +103,7 @@ class Master:
             lambda token, reason, retry: put(t.Collected(token, reason, retry)),
         )
         performer.collector.spool.sweep(set(queue.finals.values()))
-        performer.scribe = Scribe(
-            self.state / "queue.db",
-            self.state / "spool",
-            on_done=lambda ns: put(t.Delivered(ns)),
-            on_failed=lambda n, errno, reason: put(t.Undelivered(n, errno, reason)),
-            address=f"{self.site.host}:{self.port}",
-        )
+        performer.scribe = self._new_scribe()
         await performer.scribe.start()
         stack.push_async_callback(performer.scribe.close)
         queries = QueryProcess(self.state / "queue.db", self.state / "query.sock")
@@ -141,6 +136,24 @@ class Master:
     def _on_lost(self, peer: bytes) -> None:
         self.performer.tunnels.on_peer_lost(peer)
         self.engine.put(t.PeerLost(peer))
+
+    def _new_scribe(self) -> Scribe:
+        settings, put = self.settings, self.engine.put
+        history = Plan(
+            settings.master_history_file,
+            settings.master_per_job_history_dir,
+            settings.master_history_max_bytes,
+            settings.master_history_rotations,
+            self.site.schedd_name,
+        )
+        return Scribe(
+            self.state / "queue.db",
+            self.state / "spool",
+            on_done=lambda ns: put(t.Delivered(ns)),
+            on_failed=lambda n, errno, reason: put(t.Undelivered(n, errno, reason)),
+            address=f"{self.site.host}:{self.port}",
+            history=history,
+        )
 
     async def _until_the_end(self, stop: asyncio.Event) -> int:
         """Housekeeping once a second until somebody ends us, the queue is drained, or something breaks."""

@@ -19,7 +19,9 @@ import msgspec
 import pilotq
 from pilotq.core.records import Note
 from pilotq.errors import InternalError
+from pilotq.scribe.history import Plan
 from pilotq.scribe.messages import Done, Hand, Retry, ToScribe, Wake, pack, split, unpack_from_scribe
+from pilotq.store.written import begin
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +52,17 @@ class Scribe:
         on_done: Callable[[list[int]], None],
         on_failed: Callable[[int, int, str], None],
         address: str = "127.0.0.1",
+        history: Plan | None = None,
     ) -> None:
-        """`address`: host:port of the master, for the logs.
+        """`address`: host:port of the master, for the logs. `history`: which files of it are kept.
 
         `on_failed` gets the note, an errno, and a sentence; the note then waits for `retry`, or a restart.
         Both callbacks may name notes that are long gone.
         """
         self._arguments = [str(queue), str(spool), str(queue.with_name("scribe.db")), address]
+        self._queue, self._has_history = queue, bool(history)
+        if history:
+            self._arguments.append(msgspec.json.encode(history).decode())
         self._on_done, self._on_failed = on_done, on_failed
         self._process: asyncio.subprocess.Process | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -76,6 +82,7 @@ class Scribe:
         return self._process.pid if self._process is not None else 0
 
     async def start(self) -> None:
+        begin(self._queue, self._has_history)
         await self._start_process()
         self._serving = asyncio.create_task(self._serve())
 

@@ -1,4 +1,6 @@
-"""The scribe's process: `python -m pilotq.scribe QUEUE SPOOL JOURNAL ADDRESS`, a child of the master.
+"""The scribe's process: `python -m pilotq.scribe QUEUE SPOOL JOURNAL ADDRESS [HISTORY]`, a child of the master.
+
+HISTORY is a `history.Plan` in JSON, when files of the history are kept.
 
 It can be killed at any moment, and ends by itself when the master is gone.
 """
@@ -18,8 +20,11 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
+
 from pilotq.scribe.desk import Desk
 from pilotq.scribe.events import EventTexts
+from pilotq.scribe.history import History, Plan
 from pilotq.scribe.journal import Journal
 from pilotq.scribe.messages import FromScribe, Hand, Retry, Wake, pack, split, unpack_to_scribe
 from pilotq.scribe.outputs import write_all
@@ -54,6 +59,9 @@ def main() -> NoReturn:
 
     writer = Writer(reader, journal, spool, EventTexts(reader, sys.argv[4]))
     desk = Desk(reader, writer, post, lambda: os.eventfd_write(room, 1))
+    if len(sys.argv) > 5:
+        history = History(queue, msgspec.json.decode(sys.argv[5], type=Plan))
+        threading.Thread(target=history.serve, daemon=True).start()
     _serve(desk, journal, room)
     # On a full disk the next scribe compares again.
     with contextlib.suppress(OSError):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import classad2
 import pytest
 from query_store import Asker, Builder, Shown, fill, query_process
+
+from pilotq.condor.expressions import canonical
+from pilotq.query.adfiles import read_ads
 
 #: As HTCondor writes it: banners after the ads, a string of two lines, an ad that is not complete at the end.
 HISTORY = """\
@@ -63,6 +67,32 @@ def test_what_is_printed_is_read_again(ask: Asker, tool: str, source: str, optio
     # Run times go on, and what else is in the pool is not in the file.
     passing = ("-- ", "Total for ")
     assert {line for line in ask(tool, *order).lines if "0+00:" not in line and not line.startswith(passing)} <= shown
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    [
+        ("-long", classad2.ParserType.Old),
+        ("-json", classad2.ParserType.JSON),
+        ("-jsonl", classad2.ParserType.JSON),
+        ("-xml", classad2.ParserType.XML),
+    ],
+)
+@pytest.mark.parametrize("tool", ["condor_q", "condor_history", "condor_status"])
+def test_htcondors_reader_sees_the_same_ads(ask: Asker, tool: str, option: str, kind: classad2.ParserType) -> None:
+    printed = ask(tool, option).out
+    parts = printed.splitlines() if option == "-jsonl" else [printed]
+    if option == "-json":
+        # It takes objects one after the other.
+        parts = [printed.removeprefix("[\n").removesuffix("]\n").replace("\n}\n,\n{", "\n}\n{")]
+    theirs = [ad for part in parts for ad in classad2.parseAds(part, kind)]
+    ours = read_ads(printed)
+    assert len(theirs) == len(ours) == {"condor_q": 19, "condor_history": 4, "condor_status": 2}[tool]
+    for their, our in zip(theirs, ours, strict=True):
+        texts = our.attributes()
+        assert sorted(their.keys(), key=str.lower) == list(texts)
+        shown = dict(line.split(" = ", 1) for line in their.printOld().splitlines())
+        assert {name: canonical(text) for name, text in texts.items()} == shown
 
 
 def test_a_history_file_of_another_pool(ask: Asker) -> None:
