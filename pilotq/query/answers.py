@@ -20,7 +20,8 @@ from pilotq.errors import PilotqError, UserError
 from pilotq.model import STATE_NAMES, Outcome, State
 from pilotq.query.adlists import AdList
 from pilotq.query.questions import Question
-from pilotq.query.reader import Reader, Run
+from pilotq.query.reader import Reader
+from pilotq.query.rows import Run
 from pilotq.store.written import read_mark
 
 log = logging.getLogger(__name__)

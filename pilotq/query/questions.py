@@ -22,7 +22,8 @@ from pilotq.condor.tables import Batch
 from pilotq.core.tasks import NO_FACTS
 from pilotq.model import CONDOR_STATUS, State
 from pilotq.query.adlists import AdList, printed
-from pilotq.query.reader import Cluster, Reader, Run
+from pilotq.query.reader import Reader
+from pilotq.query.rows import Cluster, Run
 
 #: Lines made at once of a run whose lines are all alike.
 _LINES = 4096

@@ -13,37 +13,25 @@ import re
 import sqlite3
 import zlib
 from array import array
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
-from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from pilotq.condor.jobad import Common, Job, Template, body_of
-from pilotq.core.tasks import NO_FACTS
 from pilotq.deltas import Block
 from pilotq.errors import UnavailableError
 from pilotq.model import ClusterBody, Edit, Facts, Resources, State
+from pilotq.query.rows import COMMONS_MAX, STATES, Cluster, Commons, Run, TaskBlock, alike, states_of
 from pilotq.store import checksum, is_sound
-from pilotq.store.blocks import LEFT, NONE, SPAN, paint, procs_of, read_body
+from pilotq.store.blocks import LEFT, NONE, SPAN, paint, read_body
 from pilotq.store.scanning import lenient
 
-_COMMONS_MAX = 20_000
-
-
-class _States(dict[int, State]):
-    def __missing__(self, value: object) -> State:
-        """Damaged: it waits for a person."""
-        return State.HELD
-
-
-_STATES = _States({int(state): state for state in State})
 _DAMAGED = Facts(reason="its record in the store is damaged")
 #: Neighbours that are alike.
 _ALIKE = re.compile(rb"(.)\1*", re.DOTALL)
@@ -63,83 +51,7 @@ class _Needs(msgspec.Struct):
 _unpack_needs = msgspec.msgpack.Decoder(_Needs).decode
 
 
-@dataclass(eq=False, slots=True)
-class Cluster:
-    """A cluster's row."""
-
-    id: int
-    owner: str
-    count: int
-    #: Of its procs without a row.
-    state: State
-    template: Template
-    in_blocks: bool
-    #: Somebody changed something.
-    is_edited: bool
-    #: With the last block of the history before each; None: not read yet.
-    edits: list[tuple[Edit, int]] | None = None
-    #: By the edits that count.
-    edited: dict[tuple[Edit, ...], Template] = field(default_factory=dict)
-    #: First proc and deltas of the block read last.
-    block: tuple[int, Block | None] = (0, None)
-
-    @property
-    def has_deltas(self) -> bool:
-        """May its tasks differ in any attribute?"""
-        return self.in_blocks or self.is_edited
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    cluster: Cluster
-    first: int
-    count: int
-    state: State
-    attempt: int = 0
-    #: Of each of them.
-    facts: Facts = NO_FACTS
-    #: Block of the history it is in; 0: it is in the queue.
-    left: int = 0
-
-
-class _Block(NamedTuple):
-    """Columns of a row of `task` or `history`."""
-
-    n: int
-    cluster: int
-    first: int
-    last: int
-    size: int
-    packed: bytes
-    state: int
-
-    @property
-    def procs(self) -> Sequence[int]:
-        return procs_of(self.first, self.last, self.packed)
-
-
 _COLUMNS = "b.n, b.cluster, b.first, b.last, b.count, b.procs, b.state"
-
-
-class Commons:
-    """Prepared bodies of the clusters asked for last; shared by all threads. A cluster's body never changes."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._kept: OrderedDict[tuple[int, float], Common] = OrderedDict()
-
-    def find(self, key: tuple[int, float]) -> Common | None:
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
-
-    def keep(self, key: tuple[int, float], common: Common) -> None:
-        with self._lock:
-            self._kept[key] = common
-            while len(self._kept) > _COMMONS_MAX:
-                self._kept.popitem(last=False)
 
 
 class Reader:
@@ -199,7 +111,7 @@ class Reader:
     def _cluster(self, row: tuple[Any, ...]) -> Cluster:
         number, owner, count, submitted_at, state, in_blocks, is_edited = row
         template = Template.deferred(number, count, owner, submitted_at, lambda: self._common(number, submitted_at))
-        return Cluster(number, owner, count, _STATES[state], template, bool(in_blocks), bool(is_edited))
+        return Cluster(number, owner, count, STATES[state], template, bool(in_blocks), bool(is_edited))
 
     def _common(self, number: int, submitted_at: float) -> Common:
         key = (number, submitted_at)
@@ -289,7 +201,7 @@ class Reader:
         leaving = self._leaving.get(cluster.id)
         return heapq.merge(runs, leaving, key=attrgetter("first")) if leaving else runs
 
-    def _blocks(self, table: str, ids: Sequence[int] | None = None) -> Callable[[int], list[_Block]]:
+    def _blocks(self, table: str, ids: Sequence[int] | None = None) -> Callable[[int], list[TaskBlock]]:
         """The blocks of a cluster, asked for by id in order, those that count last; of live clusters, or of these."""
         some = (
             f"(c.live = 1{self._or_leaving('c.cluster')})"
@@ -301,10 +213,10 @@ class Reader:
             f" where {some} and b.first >= 0 and b.last < c.count and b.state between 1 and 8 order by c.cluster",
             *ids or (),
         )
-        groups = groupby(map(_Block._make, rows), attrgetter("cluster"))
+        groups = groupby(map(TaskBlock._make, rows), attrgetter("cluster"))
         number, group = next(groups, (0, iter(())))
 
-        def of(wanted: int) -> list[_Block]:
+        def of(wanted: int) -> list[TaskBlock]:
             nonlocal number, group
             while 0 < number < wanted:
                 number, group = next(groups, (0, iter(())))
@@ -312,7 +224,7 @@ class Reader:
 
         return of
 
-    def _details(self, table: str, block: _Block) -> dict[int, tuple[int, Facts]]:
+    def _details(self, table: str, block: TaskBlock) -> dict[int, tuple[int, Facts]]:
         """By proc, in their order: attempt and facts."""
         try:
             key = (block.n,) if table == "history" else (block.n, block.cluster, block.first - block.first % SPAN)
@@ -327,28 +239,28 @@ class Reader:
 
     def _run(self, cluster: Cluster, proc: int) -> Iterator[Run]:
         """The one task, if it is in the queue."""
-        found: dict[str, _Block | None] = {}
+        found: dict[str, TaskBlock | None] = {}
         for table, begin in ("history", "first >="), ("task", "span ="):
             rows = self._rows(
                 f"select {_COLUMNS} from {table} b"
                 f" where cluster = ? and {begin} ? and first <= ? and last >= ? order by n desc",
                 *(cluster.id, proc - proc % SPAN, proc, proc),
             )
-            found[table] = next((block for block in map(_Block._make, rows) if proc in block.procs), None)
+            found[table] = next((block for block in map(TaskBlock._make, rows) if proc in block.procs), None)
         block = found["task"]
         if proc >= cluster.count or found["history"] is not None:
             return
         if block is None:
             yield Run(cluster, proc, 1, cluster.state)
             return
-        yield Run(cluster, proc, 1, _STATES[block.state], *self._details("task", block)[proc])
+        yield Run(cluster, proc, 1, STATES[block.state], *self._details("task", block)[proc])
 
-    def _bare(self, cluster: Cluster, tasks: list[_Block], left: list[_Block]) -> Iterator[Run]:
+    def _bare(self, cluster: Cluster, tasks: list[TaskBlock], left: list[TaskBlock]) -> Iterator[Run]:
         if not tasks and not left:
             yield Run(cluster, 0, cluster.count, cluster.state)
             return
         untouched, gone = bytes((cluster.state,)), LEFT % 256
-        states = _states(tasks, left).replace(bytes((NONE,)), untouched)
+        states = states_of(tasks, left).replace(bytes((NONE,)), untouched)
         if len(states) < cluster.count:
             # It stands for all the rest.
             states += untouched
@@ -357,9 +269,9 @@ class Reader:
             if end == len(states):
                 end = cluster.count
             if states[first] != gone:
-                yield Run(cluster, first, end - first, _STATES[states[first]])
+                yield Run(cluster, first, end - first, STATES[states[first]])
 
-    def _full(self, cluster: Cluster, tasks: list[_Block], left: list[_Block]) -> Iterator[Run]:
+    def _full(self, cluster: Cluster, tasks: list[TaskBlock], left: list[TaskBlock]) -> Iterator[Run]:
         if not tasks:
             yield from self._bare(cluster, tasks, left)
             return
@@ -380,7 +292,7 @@ class Reader:
                 if n not in details:
                     details = {key: found for key, found in details.items() if known[key].last > first}
                     details[n] = self._details("task", block)
-                yield from _alike(cluster, first, end, _STATES[block.state], details[n])
+                yield from alike(cluster, first, end, STATES[block.state], details[n])
             first = end
         if first < cluster.count:
             yield Run(cluster, first, cluster.count - first, cluster.state)
@@ -410,7 +322,7 @@ class Reader:
             f"select {by}, c.state, sum(c.count) from cluster c where c.live = 1 {some} group by 1, 2", *values
         )
         for key, state, count in rows:
-            found.setdefault(key, Counter())[_STATES[state]] = count
+            found.setdefault(key, Counter())[STATES[state]] = count
         rows = self._rows(
             # Few blocks of many clusters, or those of few clusters.
             f"select {by}, c.state, b.state, sum(b.alive)"
@@ -419,15 +331,15 @@ class Reader:
             *values,
         )
         for key, untouched, state, count in rows:
-            found[key][_STATES[untouched]] -= count
-            found[key][_STATES[state]] += count
+            found[key][STATES[untouched]] -= count
+            found[key][STATES[state]] += count
         rows = self._rows(
             f"select {by}, c.state, sum(b.count) from cluster c cross join history b on b.cluster = c.cluster"
             f" where c.live = 1 {some} group by 1, 2",
             *values,
         )
         for key, untouched, count in rows:
-            found[key][_STATES[untouched]] -= count
+            found[key][STATES[untouched]] -= count
         return {key: +counts for key, counts in found.items()}
 
     # ---- history
@@ -457,10 +369,10 @@ class Reader:
         order = "asc" if forwards else "desc"
         clusters: dict[int, Cluster] = {}
         for row in self._rows(f"select {_COLUMNS} from history b {condition} order by b.n {order}", *values):
-            block = _Block._make(row)
+            block = TaskBlock._make(row)
             number = block.cluster
             if number not in clusters:
-                if len(clusters) > _COMMONS_MAX:
+                if len(clusters) > COMMONS_MAX:
                     clusters.clear()
                 clusters.update({found.id: found for found in self.clusters([number], ended=True)})
             if number not in clusters:
@@ -468,7 +380,7 @@ class Reader:
             details, asked = self._details("history", block), wanted.get(number, {None})
             for proc in details if forwards else reversed(details):
                 if None in asked or proc in asked:
-                    yield Run(clusters[number], proc, 1, _STATES[block.state], *details[proc], block.n)
+                    yield Run(clusters[number], proc, 1, STATES[block.state], *details[proc], block.n)
 
     def ended(self, cluster: Cluster) -> tuple[Counter[State], int]:
         """Tasks of a cluster that left the queue, by state; how many of them are done with another outcome than OK."""
@@ -478,32 +390,9 @@ class Reader:
             "select state, sum(count), sum(failed) from history where cluster = ? group by state", cluster.id
         )
         for state, count, bad in rows:
-            counts[_STATES[state]] += count
+            counts[STATES[state]] += count
             failed += bad
         return counts, failed
-
-
-def _states(tasks: list[_Block], left: list[_Block]) -> bytes:
-    """By proc: code of its state; NONE; LEFT. It ends with the highest proc that was touched."""
-    states = array("b")
-    for block in tasks:
-        paint(states, block.procs, block.state)
-    for block in left:
-        paint(states, block.procs, LEFT)
-    return states.tobytes()
-
-
-def _alike(
-    cluster: Cluster, first: int, end: int, state: State, details: dict[int, tuple[int, Facts]]
-) -> Iterator[Run]:
-    """Runs of tasks of one block that have attempt and facts in common."""
-    start, attempt, facts = first, *details[first]
-    for proc in range(first + 1, end):
-        own = details[proc]
-        if own[0] != attempt or own[1] is not facts:
-            yield Run(cluster, start, proc - start, state, attempt, facts)
-            start, attempt, facts = proc, *own
-    yield Run(cluster, start, end - start, state, attempt, facts)
 
 
 def _unavailable(error: Exception) -> UnavailableError:

@@ -19,7 +19,8 @@ from threading import Thread
 from typing import NoReturn
 
 from pilotq.query.answers import answer
-from pilotq.query.reader import Commons, Reader
+from pilotq.query.reader import Reader
+from pilotq.query.rows import Commons
 from pilotq.store.written import NAME
 
 THREADS = 8

@@ -22,7 +22,8 @@ import msgspec
 from pilotq.condor.expressions import literal
 from pilotq.condor.formats import long_text
 from pilotq.errors import PilotqError
-from pilotq.query.reader import Commons, Reader
+from pilotq.query.reader import Reader
+from pilotq.query.rows import Commons
 from pilotq.scribe.journal import Entry
 from pilotq.scribe.logs import complete
 from pilotq.scribe.outputs import open_regular, sync_folder_of, write_all

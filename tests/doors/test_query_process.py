@@ -16,7 +16,8 @@ import pytest
 from query_store import Asker, Builder, Shown, fill, query_process
 
 from pilotq.model import State
-from pilotq.query.reader import Commons, Reader
+from pilotq.query.reader import Reader
+from pilotq.query.rows import Commons
 
 
 @pytest.fixture(scope="module")

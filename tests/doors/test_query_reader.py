@@ -21,7 +21,8 @@ from pilotq.condor.request import Request
 from pilotq.core.records import TaskRows, TasksLeft
 from pilotq.model import CONDOR_STATUS, ENDED, PROC_MARK, Facts, Outcome, State
 from pilotq.query.questions import Question
-from pilotq.query.reader import Commons, Reader, Run
+from pilotq.query.reader import Reader
+from pilotq.query.rows import Commons, Run
 
 LIVE = [state for state in State if state not in ENDED]
 #: Of a proc: None untouched, a state with a row, or one with which it left the queue.

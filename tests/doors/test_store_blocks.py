@@ -13,7 +13,8 @@ from store_data import cluster, facts, started
 
 from pilotq.core.records import ClusterLeft, Record, TaskRows, TasksLeft
 from pilotq.model import Facts, Outcome, State
-from pilotq.query.reader import Commons, Reader
+from pilotq.query.reader import Reader
+from pilotq.query.rows import Commons
 from pilotq.store import Loaded, Store
 from pilotq.store.blocks import SPAN, TASKS_MAX, Ledger, LeftTwiceError, blocks, pack_body, procs_of, read_body
 from pilotq.store.blocks import pack_procs as packed
