@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import re
+import signal
 import sys
 import tempfile
 from typing import Any
@@ -20,6 +21,7 @@ import htcondor
 
 QUEUE = re.compile(r"\s*queue(?=[\s(]|$)(?!\s*=)", re.IGNORECASE)
 FIRST_CLUSTER = 7
+PATIENCE_S = 5
 USER = pwd.getpwuid(os.getuid()).pw_name
 
 
@@ -66,10 +68,11 @@ def jobs(statement: str, cluster: int, proc: int, moment: int) -> list[Any]:
 
 
 def answer(question: dict[str, Any], place: str) -> dict[str, Any]:
-    """In a process of its own: some mistakes make the library end the process."""
+    """In a process of its own: some mistakes make the library end the process, or go on for ever."""
     out, into = os.pipe()
     child = os.fork()
     if not child:
+        signal.alarm(PATIENCE_S)
         os.environ.update(question["env"])
         os.chdir(place)
         with open(into, "w") as file:
