@@ -24,8 +24,8 @@ from pilotq.query.rows import Commons
 from pilotq.store.written import NAME
 
 THREADS = 8
-#: Of one question.
-QUESTION_BYTES_MAX = 64 << 20
+#: Of one question: the largest request to the master, and what the master adds.
+QUESTION_BYTES_MAX = 80 << 20
 #: A client that reads nothing for so long is gone; its snapshot must not keep the store's log growing.
 PATIENCE_S = 60.0
 #: Below the master and the keepers: a constraint on a million tasks may take a core for seconds.

@@ -1,4 +1,4 @@
-"""History as files in a whole pool: written before a job leaves the queue, once each, through kills of the writers."""
+"""Queries of a whole pool: its history as files, through kills of the writers; what is told of its workers."""
 
 from __future__ import annotations
 
@@ -55,6 +55,30 @@ def test_history_files(tmp_path: Path) -> None:
         assert (found.stdout, found.stderr) == ("0 4\n", "")
         own = pool.condor("condor_history", "-file", str(each / "history.1.3"), "-af:j", "Cmd").stdout
         assert own == "1.3 /bin/true\n"
+        os.truncate(each / "history.1.3", 70 << 20)
+        large = pool.condor("condor_history", "-file", str(each / "history.1.3"))
+        assert (large.stdout, large.returncode, len(large.stderr.splitlines())) == ("", 1, 1)
+        assert "the limit is" in large.stderr
+    finally:
+        pool.close()
+
+
+def test_what_the_master_says_of_workers(tmp_path: Path) -> None:
+    pool = Parts(tmp_path, 1)
+    try:
+        pool.start_all(slots=2, foremen=1)
+        needs = ["request_cpus = 1", "request_cpus = 3", "request_cpus = 1\nrequest_memory = 900T"]
+        for need in needs:
+            text = f"executable = /bin/sleep\narguments = 1000\n{need}\nqueue\n"
+            assert pool.condor("condor_submit", stdin=text).returncode == 0
+        wait_for("a job that runs", lambda: "2" in pool.condor("condor_q", "-af", "JobStatus").stdout)
+        shown = pool.condor("condor_q", "-better-analyze").stdout
+        assert "001.000:  Job is running.\n" in shown
+        assert "1 have less than 3 cores\n" in shown and "MB of memory\n" in shown
+        assert shown.count("No machines matched the job's constraints\n") == 2
+        memory = pool.condor("condor_status", "-af", "Memory", "State").stdout.split()
+        assert int(memory[0]) > 0 and sorted(memory[1::2]) == ["Claimed", "Unclaimed"]
+        assert pool.condor("condor_status", "-coll", "-af", "RunningJobs", "HostsTotal").stdout == "1 1\n"
     finally:
         pool.close()
 
