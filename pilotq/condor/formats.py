@@ -32,20 +32,30 @@ _REALS = frozenset("eEfFgGaA")
 _MEMO_MAX = 4096
 
 
+#: Later moments and longer durations than this are not those of a job; some do not fit a calendar.
+SECONDS_MAX = 1 << 36
+
+
 def days(seconds: float) -> str:
     """A duration as `d+hh:mm:ss`, 12 wide."""
+    if not seconds < SECONDS_MAX:
+        return f"{'[?????]':>12}"
     whole = max(int(seconds), 0)
     return f"{whole // 86400:3d}+{whole // 3600 % 24:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def date(at: float, local: Local) -> str:
     """A moment as ` m/d  hh:mm`, 11 wide."""
+    if not 0 <= at < SECONDS_MAX:
+        return f"{'???':>11}"
     when = local(at)
     return f"{when.tm_mon:2d}/{when.tm_mday:<2d} {when.tm_hour:02d}:{when.tm_min:02d}"
 
 
 def stamp(at: float, local: Local) -> str:
     """A moment as `YYYY-MM-DD hh:mm:ss`."""
+    if not 0 <= at < SECONDS_MAX:
+        return "???"
     when = local(at)
     day = f"{when.tm_year:04d}-{when.tm_mon:02d}-{when.tm_mday:02d}"
     return f"{day} {when.tm_hour:02d}:{when.tm_min:02d}:{when.tm_sec:02d}"
@@ -88,7 +98,7 @@ class Column:
         if not self.letter:
             return self.before
         if self.letter == "j":
-            return f"{self.before}{ad.get('clusterid')}.{ad.get('procid')}"
+            return f"{self.before}{_whole(ad, 'clusterid')}.{_whole(ad, 'procid')}"
         if not self.name:
             value = self.expression.evaluate(ad, now) if self.expression else ERROR
             return self._print(value, None, local)
@@ -141,6 +151,12 @@ class Column:
         if letter in "oxX" and value < 0:
             value &= 0xFFFFFFFF
         return str(f"%{self.flags}{width}{precision}{letter}" % value)
+
+
+def _whole(ad: Ad, name: str) -> int:
+    """A part of a job's id; 0 in an ad that has none."""
+    value = literal(ad.get(name) or "")
+    return value if isinstance(value, int) and value is not UNDEFINED and value is not ERROR else 0
 
 
 def _resolve(column: Column, source: str) -> Column:
@@ -239,7 +255,7 @@ class Mask:
         ]
 
     def _id(self, ad: Ad) -> str:
-        return f"{int(ad.get('clusterid') or 0):4d}.{int(ad.get('procid') or 0):<3d}"
+        return f"{_whole(ad, 'clusterid'):4d}.{_whole(ad, 'procid'):<3d}"
 
     def row(self, fields: list[str], widths: list[int] | None = None) -> str:
         if widths is not None:

@@ -50,7 +50,7 @@ def value(ad: Ad, name: str, now: float = 0) -> Any:
 
 def number(ad: Ad, name: str, now: float = 0) -> float:
     found = value(ad, name, now)
-    return found if isinstance(found, (int, float)) and found is not expressions.UNDEFINED else 0
+    return found if isinstance(found, (int, float)) and found is not expressions.UNDEFINED and found - found == 0 else 0
 
 
 def word(ad: Ad, name: str, now: float = 0) -> str:

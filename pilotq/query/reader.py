@@ -158,11 +158,13 @@ class Reader:
 
     def needs(self, cluster: Cluster, proc: int) -> Resources:
         """What a task needs of a worker; nothing known when that is damaged."""
-        row = next(self._rows("select description, description_crc from cluster where cluster = ?", cluster.id), None)
-        common = _unpack_needs(row[0]).needs if row is not None and is_sound(*row) else None
-        delta = self._delta(cluster, proc) if cluster.in_blocks else b""
-        own = _unpack_needs(delta).needs if delta else None
-        return own or common or Resources()
+        if cluster.needs is None:
+            sql = "select description, description_crc from cluster where cluster = ?"
+            row = next(self._rows(sql, cluster.id), None)
+            common = _unpack_needs(row[0]).needs if row is not None and is_sound(*row) else None
+            cluster.needs = common or Resources()
+        own = self._delta(cluster, proc) if cluster.in_blocks else b""
+        return (_unpack_needs(own).needs if own else None) or cluster.needs
 
     def _delta(self, cluster: Cluster, proc: int) -> bytes:
         first, block = cluster.block

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pilotq.condor.jobad import Common, Template
 from pilotq.core.tasks import NO_FACTS
 from pilotq.deltas import Block as Deltas
-from pilotq.model import Edit, Facts, State
+from pilotq.model import Edit, Facts, Resources, State
 from pilotq.store.blocks import LEFT, paint, procs_of
 
 COMMONS_MAX = 20_000
@@ -46,6 +46,8 @@ class Cluster:
     edited: dict[tuple[Edit, ...], Template] = field(default_factory=dict)
     #: First proc and deltas of the block read last.
     block: tuple[int, Deltas | None] = (0, None)
+    #: Of a task without an own need; None: not read yet.
+    needs: Resources | None = None
 
     @property
     def has_deltas(self) -> bool:

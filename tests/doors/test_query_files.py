@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import classad2
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from query_store import Asker, Builder, Shown, fill, query_process
 
 from pilotq.condor.expressions import canonical
@@ -145,3 +147,26 @@ def test_what_is_not_ads(ask: Asker, text: str, form: str, message: str) -> None
     assert (found.out, found.exit) == ("", 1)
     assert found.err.startswith("Error: F: ") and message in found.err
     assert len(found.err.splitlines()) == 1
+
+
+NAMES = "ClusterId ProcId Owner JobStatus QDate ShadowBday CompletionDate EnteredCurrentStatus RemoteWallClockTime Cmd"
+VALUES = st.one_of(
+    st.integers(-(2**63), 2**63 - 1).map(str),
+    st.floats().map(lambda value: f'real("{value}")'),
+    st.sampled_from(["undefined", "error", "true", "1e308 * 10", "ProcId", "{ 1 }", "[ a = 1 ]", '"x', "==", "a b"]),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=5).map(lambda value: f'"{value}"'),
+)
+TOOLS = ["condor_q", "condor_q -batch", "condor_q -hold", "condor_q -idle", "condor_q -run", "condor_history"]
+TOOLS += ["condor_status -run", "condor_status -schedd", "condor_status -compact", "condor_q -af:hjTl ProcId QDate"]
+TOOLS += ["condor_q -json", "condor_q -xml", "condor_q -af:Y QDate ShadowBday", "condor_q -format %5d ProcId"]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(NAMES.split()), VALUES), max_size=3), st.sampled_from(TOOLS))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_in_a_file_is_an_answer_or_one_line(ask: Asker, found: list[dict[str, str]], tool: str) -> None:
+    text = "\n\n".join(["\n".join([f"{name} = {value}" for name, value in ad.items()]) for ad in found])
+    words = tool.split()
+    source = {"condor_q": "-jobads", "condor_history": "-file", "condor_status": "-ads"}[words[0]]
+    shown = from_file(ask, text, words[0], source, "F", *words[1:])
+    assert "a bug" not in shown.err
+    assert (shown.exit, shown.err) == (0, "") or (shown.exit == 1 and shown.err.startswith("Error: F: "))
