@@ -155,7 +155,7 @@ def test_perl_htcondor_by_a_file_that_is_used_again(pool: Parts, tmp_path: Path)
     assert (ce.sum_from_schedd(), ce.from_schedd()[1]) == (3, 1)
     (said,) = set(ce.backticks("condor_q -af:r WantJobRouter JobLeaseDuration PeriodicHold").splitlines())
     assert said == (
-        "True 7200 JobStatus == 1 && GridJobStatus =?= undefined && CurrentTime - EnteredCurrentStatus > 1800"
+        "true 7200 JobStatus == 1 && GridJobStatus =?= undefined && CurrentTime - EnteredCurrentStatus > 1800"
     )
     wait_ended(ce)
     assert set(os.listdir(ce.ran)) == {"1.0", "1.1", "1.2"}
