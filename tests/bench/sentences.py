@@ -199,8 +199,7 @@ REASONS: dict[tuple[int, str], str] = {
     (1, "rate"): (
         "A task costs about 0.6 ms of CPU for its process, as in C, 0.26 to 0.33 in the keepers, 0.07 in worker, "
         "foreman and master; with outputs, 0.04 ms in the scribe, half of it in the kernel that makes two more files a "
-        "task, and 0.02 more in the master. None of the peers and none of the programs in C syncs anything. With 8 "
-        "slots the figures are of 21 November, before the last changes; with 2 slots the machine had other work too."
+        "task, and 0.02 more in the master. None of the peers and none of the programs in C syncs anything."
     ),
     (3, "latency p50"): _HOPS,
     (3, "latency p99"): _HOPS,
@@ -211,12 +210,8 @@ REASONS: dict[tuple[int, str], str] = {
     (9, "rate while condor_q is asked, of that without"): (
         "The query process is another one and gives way, but the two cores are the same."
     ),
-    (6, "bytes a queued task"): (
-        "Measured before tasks were kept as forms and words (docs/adr/012-forms.md); one round after that gave 68.5 B."
-    ),
     (10, "small files, what they add to the run"): (
         "Of about 100 us of CPU for a file of 10 KB, its two hops (encryption and TCP) take 30 to 40, its digest 8, "
-        "SQLite 5, writing it 6; `cp` takes 16 to 25 for the whole of it. The ratio is older than "
-        "docs/adr/009-files-uncopied.md, since which a third less CPU was counted."
+        "SQLite 5, writing it 6; `cp` takes 16 to 25 for the whole of it."
     ),
 }
