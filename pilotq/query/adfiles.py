@@ -44,8 +44,11 @@ def _read_long(text: str) -> list[TextAd]:
         if name and _is_open(texts[name]):
             texts[name] += "\n" + line
             continue
-        if line.startswith(BANNER) or not line.strip():
-            has_banners = has_banners or line.startswith(BANNER)
+        is_banner = line.startswith(BANNER)
+        if is_banner or not line.strip():
+            has_banners = has_banners or is_banner
+            if has_banners and not is_banner:
+                continue
             if texts:
                 ads.append(TextAd(texts))
             texts, name = {}, ""
@@ -63,8 +66,12 @@ def _read_long(text: str) -> list[TextAd]:
 
 
 def _is_open(text: str) -> bool:
-    """Does a string begin in it that does not end?"""
-    return text[:1] == '"' and (text.replace('\\"', "").count('"') % 2 == 1)
+    """Does a string begin in it that does not end? A quote that ends the line ends a string, whatever is before it."""
+    if text[:1] != '"':
+        return False
+    is_quoted = len(text) > 1 and text.endswith('"')
+    inner = text[:-1] if is_quoted else text
+    return (inner.replace('\\"', "").count('"') % 2 == 1) is not is_quoted
 
 
 def _read_json(text: str) -> list[TextAd]:

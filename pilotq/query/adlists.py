@@ -149,12 +149,16 @@ class AdList:
                 batch.total += int(tables.number(ad, "totalsubmitprocs"))
             batch.counts[int(tables.number(ad, "jobstatus"))] += 1
             batch.last = (cluster, proc)
+        for batch in batches.values():
+            # An ad may not say of how many jobs its cluster was.
+            batch.total = max(batch.total, sum(batch.counts.values()))
         return list(batches.values())
 
 
 def _rank(value: Any) -> tuple[int, Any]:
     """Numbers before strings, and both before what is neither."""
-    if isinstance(value, (bool, int, float)) and value not in (expressions.UNDEFINED, expressions.ERROR):
+    # Undefined and error are numbers in Python.
+    if isinstance(value, bool | int | float) and not isinstance(value, type(expressions.UNDEFINED)):
         return 0, value
     return (1, value.lower()) if isinstance(value, str) else (2, 0)
 

@@ -115,6 +115,32 @@ def test_a_history_file_of_another_pool(ask: Asker) -> None:
     assert from_file(ask, "", "condor_history", "-file", "F", "-json").out == "[\n]\n"
 
 
+def test_a_history_file_that_breaks_off_at_the_end_of_a_line(ask: Asker) -> None:
+    cut = HISTORY[: HISTORY.rindex("Own")]
+    assert cut.endswith("ProcId = 0\n")
+    assert from_file(ask, cut, "condor_history", "-file", "F", "-af", "ProcId").lines == ["1", "0"]
+
+
+@pytest.mark.parametrize("value", ['"C:\\dir\\"', '"a \\"b\\""', '"a" == "b"', '"a" == B', '""', '"a\nb\\"'])
+def test_strings_end_where_htcondors_reader_ends_them(ask: Asker, value: str) -> None:
+    text = f"ClusterId = 1\nA = {value}\nB = 7\n"
+    assert from_file(ask, text, "condor_q", "-jobads", "F", "-af", "B").lines == ["7"]
+    (theirs,) = classad2.parseAds(text, classad2.ParserType.Old) if "\n" not in value else ({"B": 7},)
+    assert theirs["B"] == 7
+
+
+def test_slots_are_sorted_by_number(ask: Asker) -> None:
+    text = "\n".join(f'Name = "s{rank}"\nRank = {rank}\n' for rank in (3, 0, 2, 1))
+    shown = from_file(ask, text, "condor_status", "-ads", "F", "-sort", "Rank", "-af", "Rank")
+    assert shown.lines == ["0", "1", "2", "3"]
+
+
+def test_ads_that_do_not_say_how_many_jobs_there_were(ask: Asker) -> None:
+    text = 'ClusterId = 1\nProcId = 0\nOwner = "zoe"\nJobStatus = 1\n'
+    (line,) = (line for line in from_file(ask, text, "condor_q", "-jobads", "F", "-batch").lines if "zoe" in line)
+    assert line.split()[-5:] == ["_", "_", "1", "1", "1.0"]
+
+
 def test_tables_of_job_ads(ask: Asker) -> None:
     ads = ask("condor_q", "-long").out
     shown = from_file(ask, ads, "condor_q", "-jobads", "F")
