@@ -57,6 +57,10 @@ class Client(threading.Thread):
         self._random = random.Random(seed)
         self._path = pool.cwd / "ledger"
         self._path.touch()
+        self._reading = threading.Lock()
+        #: Tasks that told their end, as far as the ledger was read.
+        self._ended: set[bytes] = set()
+        self._read = 0
         self.task = pool.cwd / "task.sh"
         self.task.write_text(TASK.format(ledger=self._path))
         self.task.chmod(0o755)
@@ -68,7 +72,13 @@ class Client(threading.Thread):
 
     def ended(self) -> int:
         """Tasks that told their end."""
-        return len(set(re.findall(r"^end (\S+)", self._path.read_text(), re.M)))
+        with self._reading, self._path.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            self._read += len(whole)
+            self._ended.update(re.findall(rb"^end (\S+)", whole, re.M))
+            return len(self._ended)
 
     def lines(self) -> list[list[str]]:
         return [line.split() for line in self._path.read_text().splitlines()]
