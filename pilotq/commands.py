@@ -142,6 +142,8 @@ class Commands:
             "release": str(shims.parent),
             "user": request.user,
             "ids": f"{os.getuid()}.{os.getgid()}",
+            "history": status["history"]["file"],
+            "per_job_history": status["history"]["per_job_dir"],
         }
         return knobs.answer(request, facts)
 

@@ -44,7 +44,8 @@ _SOURCE = "<pilotq>"
 def table(facts: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
     """All knobs.
 
-    `facts`: host, schedd, port, home, state, bin, release, user. `env`: of who asks; its `_CONDOR_NAME` go before all.
+    `facts`: host, schedd, port, home, state, bin, release, user; history and per_job_history, "" where none is kept.
+    `env`: of who asks; its `_CONDOR_NAME` go before all.
     """
     host, state, address = facts["host"], facts["state"], f"{facts['host']}:{facts['port']}"
     found = {
@@ -62,7 +63,7 @@ def table(facts: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
         "EXECUTE": f"{facts['home']}/work",
         "FILESYSTEM_DOMAIN": host,
         "FULL_HOSTNAME": host,
-        "HISTORY": f"{state}/history",
+        "HISTORY": facts["history"],
         "HOSTNAME": host.partition(".")[0],
         "JOB_DEFAULT_LEASE_DURATION": "2400",
         "LOCAL_CONFIG_FILE": f"{facts['home']}/pilotq.toml",
@@ -71,6 +72,7 @@ def table(facts: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
         "LOG": f"{facts['home']}/logs",
         "MASTER_NAME": facts["schedd"],
         "OPSYS": "LINUX",
+        "PER_JOB_HISTORY_DIR": facts["per_job_history"],
         "PERIODIC_EXPR_INTERVAL": "60",
         "RELEASE_DIR": facts["release"],
         "SBIN": facts["bin"],
@@ -81,6 +83,7 @@ def table(facts: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
         "UID_DOMAIN": host,
         "USERNAME": facts["user"],
     }
+    found = {name: value for name, value in found.items() if value}
     for name, value in env.items():
         if name.upper().startswith("_CONDOR_"):
             found[name[len("_CONDOR_") :].upper()] = value

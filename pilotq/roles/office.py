@@ -110,7 +110,7 @@ class Office:
         return not self.core.queue.clusters
 
     def status(self) -> dict[str, Any]:
-        boot = read_clocks().boot
+        boot, history = read_clocks().boot, self.performer.scribe.history
         return {
             "version": __version__,
             "home": str(self.home),
@@ -121,6 +121,7 @@ class Office:
             "owner": getpass.getuser(),
             "schedd_name": self.site.schedd_name,
             "scribe": {"pid": self.performer.scribe.pid, "backlog": self.performer.store.backlog},
+            "history": {"file": history.file, "per_job_dir": history.per_job_dir},
             "query": {"pid": self.queries.pid},
             "commits": self.engine.commits,
             "loop": {

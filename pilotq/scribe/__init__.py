@@ -60,7 +60,7 @@ class Scribe:
         Both callbacks may name notes that are long gone.
         """
         self._arguments = [str(queue), str(spool), str(queue.with_name("scribe.db")), address]
-        self._queue, self._has_history = queue, bool(history)
+        self._queue, self.history = queue, history or Plan()
         if history:
             self._arguments.append(msgspec.json.encode(history).decode())
         self._on_done, self._on_failed = on_done, on_failed
@@ -82,7 +82,7 @@ class Scribe:
         return self._process.pid if self._process is not None else 0
 
     async def start(self) -> None:
-        begin(self._queue, self._has_history)
+        begin(self._queue, bool(self.history))
         await self._start_process()
         self._serving = asyncio.create_task(self._serve())
 

@@ -18,6 +18,8 @@ FACTS = {
     "release": "/opt/pilotq",
     "user": "bob",
     "ids": "7.7",
+    "history": "/var/lib/history",
+    "per_job_history": "",
 }
 
 
@@ -34,6 +36,11 @@ def config_val(line: str, **env: str) -> tuple[str, str, int]:
 def test_config_val() -> None:
     assert config_val("SPOOL") == ("/var/tmp/pilotq-7/spool\n", "", 0)
     assert config_val("schedd_name condor_host") == ("head.cern.ch\nhead.cern.ch\n", "", 0)
+    assert config_val("HISTORY PER_JOB_HISTORY_DIR") == (
+        "/var/lib/history\n",
+        "Not defined: PER_JOB_HISTORY_DIR\n",
+        1,
+    )
     assert config_val("NONE BIN") == ("/opt/pilotq/fakecondor\n", "Not defined: NONE\n", 1)
     assert config_val("BIN", _CONDOR_BIN="/x", _condor_other="y")[0] == "/x\n"
     assert config_val("OTHER", _condor_other="y")[0] == "y\n"
@@ -42,7 +49,7 @@ def test_config_val() -> None:
         "COLLECTOR_HOST = head.cern.ch:9094\nCONDOR_HOST = head.cern.ch\nFULL_HOSTNAME = head.cern.ch\n"
         "HOSTNAME = head\nSCHEDD_HOST = head.cern.ch\n"
     )
-    assert "HISTORY = /var/tmp/pilotq-7/history\n" in config_val("-dump")[0]
+    assert "HISTORY = /var/lib/history\n" in config_val("-dump")[0]
     assert config_val("-config")[0] == "Configuration source:\n\t/home/bob/.pilotq/pilotq.toml\n"
     assert config_val("-schedd -name X SPOOL")[2] == 0
     for line in ("-set A=1", "-rset A=1", "-bogus", ""):
