@@ -222,6 +222,8 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True):
     wall_time_s: float = 0
     #: Sent first when the task is to end, then SIGKILL after the grace.
     kill_signal: int = 15
+    #: Instead of that one when a user, or a policy, removes it; 0: none.
+    remove_signal: int = 0
     kill_grace_s: float = 10
     #: Words of argv or values of env hold `$$()`, which the slot resolves.
     at_match: bool = False

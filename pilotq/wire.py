@@ -259,6 +259,8 @@ class Kill(_Message, frozen=True):
     tokens: Tokens
     #: At once, without the grace of their description.
     fast: bool = False
+    #: For good: they may be told so by another signal.
+    removed: bool = False
 
 
 class Suspend(_Message, frozen=True):

@@ -1,4 +1,4 @@
-"""`dag`: the runner of a DAG; and condor_submit_dag, which starts it."""
+"""`dag`: the runner of a DAG; and condor_submit_dag, which submits it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 
 from pilotq.cli.context import ROOT, read_settings
 from pilotq.client import Client
 from pilotq.condor.jobad import CONDOR_PLATFORM, CONDOR_VERSION
 from pilotq.dag.model import DagError
-from pilotq.dag.options import USAGE, Options, read_options, runner_arguments, submit_description, submitted_text
+from pilotq.dag.options import USAGE, Options, read_options, submit_description, submitted_text
 from pilotq.dag.parser import parse
 from pilotq.dag.records import read_rescue, rescue_name
 from pilotq.errors import UserError
@@ -23,9 +22,6 @@ from pilotq.roles.dag_files import holder, last_rescue
 
 #: Suffixes of what a run writes.
 _MADE = ("condor.sub", "lib.out", "lib.err", "dagman.log")
-AGAIN_S = 1.0
-#: Exit codes after which the runner is not started again.
-_FINAL = (0, 1, 2)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -100,7 +96,12 @@ def submit(options: argparse.Namespace) -> int:
         line = "-" * 71
         print(f"\n{line}\nFile for submitting this DAG to HTCondor            : {words.primary}.condor.sub\n{line}")
         return 0
-    print(submitted_text(words, start(words)), end="")
+    try:
+        said = start(words)
+    except DagError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+    print(submitted_text(words, said), end="")
     return 0
 
 
@@ -108,7 +109,7 @@ def _make_room(words: Options) -> None:
     """Raises: DagError when there are files of an earlier run that nobody said may be lost."""
     file = words.primary
     if pid := holder(f"{file}.lock"):
-        raise DagError(f"{file} is being run by process {pid}; kill -USR1 {pid} ends it")
+        raise DagError(f"{file} is being run by process {pid}; condor_rm of its job ends it")
     if "force" in words.flags:
         for number in range(1, last_rescue(file) + 1):
             with contextlib.suppress(FileNotFoundError):
@@ -132,23 +133,12 @@ def _make_room(words: Options) -> None:
 
 
 def start(words: Options) -> str:
-    """Have the runner run; what is said of it.
+    """Have the runner run, as a job of universe scheduler; what condor_submit says of it.
 
-    This is the only place that knows how: in the background, in a session of its own, started again when it is
-    killed. A queue that runs jobs of universe scheduler would be given `.condor.sub`.
+    Raises: DagError when that refuses.
     """
-    arguments = runner_arguments(words)
-    loop = [sys.executable, "-X", "utf8", "-m", "pilotq", "dag-loop", *arguments]
-    with open(f"{words.primary}.lib.out", "ab") as out, open(f"{words.primary}.lib.err", "ab") as err:
-        child = subprocess.Popen(loop, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
-    return f"The DAG is run by process {child.pid}.\n"
-
-
-def loop(options: argparse.Namespace) -> int:
-    """Run the runner until it says how the DAG ended."""
-    command = [sys.executable, "-X", "utf8", "-m", "pilotq", "dag", *options.words]
-    while True:
-        code = subprocess.run(command, check=False).returncode
-        if code in _FINAL:
-            return code
-        time.sleep(AGAIN_S)
+    command = [f"{ROOT}/fakecondor/condor_submit", f"{words.primary}.condor.sub"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DagError(done.stderr.strip().removeprefix("ERROR: ") or f"condor_submit ended with {done.returncode}")
+    return done.stdout

@@ -146,14 +146,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "dag": Command("run a DAG in the foreground, with the options of condor_dagman", "dag:main"),
     "dag-submit": Command("", "dag:submit"),
-    "dag-loop": Command("", "dag:loop"),
     "site": Command("", "site:main"),
     "simulated": Command("", "bench:simulated"),
 }
 
 
 #: Commands whose words are not ours.
-_FOREIGN = ("site", "dag", "dag-submit", "dag-loop")
+_FOREIGN = ("site", "dag", "dag-submit")
 
 
 class Parser(argparse.ArgumentParser):

@@ -201,10 +201,12 @@ def on_limits(job: Job, parts: Parts) -> None:
     if wall_time_s:
         parts.description["wall_time_s"] = float(wall_time_s)
     number = _signal(job, parts, "kill_sig", "KillSig")
-    _signal(job, parts, "remove_kill_sig", "RemoveKillSig")
+    removal = _signal(job, parts, "remove_kill_sig", "RemoveKillSig")
     _signal(job, parts, "hold_kill_sig", "HoldKillSig")
     if number:
         parts.description["kill_signal"] = number
+    if removal:
+        parts.description["remove_signal"] = removal
     grace = [_seconds(job, 1, name) for name in ("kill_sig_timeout", "job_max_vacate_time")]
     if any(grace):
         parts.description["kill_grace_s"] = min(float(seconds) for seconds in grace if seconds)

@@ -149,7 +149,7 @@ class Acts:
             return "already"
         if state == State.STAGING_OUT:
             return "bad_state"
-        master.sessions.end_attempt(cluster, proc, now)
+        master.sessions.end_attempt(cluster, proc, now, removed=True)
         if state == State.HELD:
             master.actions.append(t.Discard([wire.Token(cluster.id, proc, max(1, cluster.attempts[proc]))]))
         master.queue.cancel(cluster, proc, now.wall, act.reason)

@@ -71,7 +71,7 @@ class Policy:
         elif policy == "periodic_release":
             master.acts.release(cluster, proc, reason, now)
         else:
-            master.sessions.end_attempt(cluster, proc, now)
+            master.sessions.end_attempt(cluster, proc, now, removed=True)
             master.queue.cancel(cluster, proc, now.wall, reason)
             self.leave_or_stay(cluster, proc, now)
 

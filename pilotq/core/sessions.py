@@ -295,7 +295,7 @@ class Sessions:
             worker.told_at = now.boot
             self._send(worker.route, wire.Suspend([token], on))
 
-    def end_attempt(self, cluster: Cluster, proc: int, now: Now, fast: bool = False) -> None:
+    def end_attempt(self, cluster: Cluster, proc: int, now: Now, fast: bool = False, removed: bool = False) -> None:
         """Tell the worker that holds this task to end it; it goes on using its slot until it has."""
         if cluster.state(proc) not in ON_WORKER:
             return
@@ -306,7 +306,7 @@ class Sessions:
         self._master.results.drop_collected(token)
         if worker.route is not None:
             worker.told_at = now.boot
-            self._send(worker.route, wire.Kill([token], fast))
+            self._send(worker.route, wire.Kill([token], fast, removed))
 
     def call_back(self, worker: Worker, now: Now) -> None:
         """End what a worker holds and has not started, so that it starts elsewhere."""

@@ -347,7 +347,7 @@ class WorkerCore(Core):
             if attempt.is_here_only:
                 self._end(attempt, Ended(Outcome.CANCELLED), now)
             else:
-                self._stop(attempt, Outcome.CANCELLED, message.fast)
+                self._stop(attempt, Outcome.CANCELLED, message.fast, message.removed)
         if gone:
             self._say(wire.Killed(gone))
 
@@ -369,9 +369,9 @@ class WorkerCore(Core):
         self.checksum ^= wire.suspended_checksum(attempt.token)
         return True
 
-    def _stop(self, attempt: Attempt, outcome: Outcome, fast: bool = False) -> None:
+    def _stop(self, attempt: Attempt, outcome: Outcome, fast: bool = False, removed: bool = False) -> None:
         attempt.phase = "ending"
-        self.actions.append(w.End(attempt.token, outcome, fast))
+        self.actions.append(w.End(attempt.token, outcome, fast, removed))
 
     # ---- time, leaving
 

@@ -104,6 +104,8 @@ class End(Action, frozen=True):
     outcome: Outcome
     #: At once.
     fast: bool = False
+    #: By the signal for a removal.
+    removed: bool = False
 
 
 class Suspend(Action, frozen=True):

@@ -27,6 +27,8 @@ _REFUSED = ("insert_sub_file", "load_save", "dumprescue", "remote", "outfile_dir
 #: What the runner must be told as well.
 _PASSED = ("maxjobs", "maxidle", "maxpre", "maxpost", "priority", "dorescuefrom", "autorescue", "batch-name")
 _PASSED_FLAGS = ("usedagdir", "alwaysrunpost")
+#: For the FINAL node of a DAG that is removed.
+_GRACE_S = 600
 _GETENV = "CONDOR_CONFIG,_CONDOR_*,PATH,PILOTQ_*,AWQ_*,HOME"
 USAGE = """\
 Usage: condor_submit_dag [options] dag_file [dag_file_2 ... dag_file_n]
@@ -130,6 +132,7 @@ def submit_description(options: Options, program: str, environment: str) -> str:
         f"error\t\t= {file}.lib.err",
         f"log\t\t= {file}.dagman.log",
         "remove_kill_sig\t= SIGUSR1",
+        f"kill_sig_timeout\t= {_GRACE_S}",
         '+OtherJobRemoveRequirements\t= "DAGManJobId =?= $(cluster)"',
         "on_exit_remove\t= (ExitSignal =?= 11 || (ExitCode =!= UNDEFINED && ExitCode >=0 && ExitCode <= 2))",
         "copy_to_spool\t= False",

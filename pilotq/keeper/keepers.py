@@ -160,14 +160,16 @@ class Keepers:
         if keeper:
             self._put(keeper, talk.GoOn(token))
 
-    def end(self, token: Token, outcome: Outcome, grace_s: float | None = None) -> None:
+    def end(self, token: Token, outcome: Outcome, grace_s: float | None = None, removed: bool = False) -> None:
         """End an attempt so that it is reported with this outcome; without a grace: that of its description.
+
+        `removed`: by the signal for a removal.
 
         Nothing happens when it is not live. When its processes ended already it is reported as it ended.
         """
         keeper = self._home.get(token)
         if keeper:
-            self._put(keeper, talk.End(token, outcome, grace_s))
+            self._put(keeper, talk.End(token, outcome, grace_s, removed))
 
     def suspend(self, token: Token, on: bool) -> None:
         """Stop all processes of an attempt, or let them go on; nothing happens when it is not live."""

@@ -144,7 +144,7 @@ class Keeper:
         elif attempt is None:
             return
         elif isinstance(order, talk.End):
-            self._stop(attempt, order.outcome, "", order.grace_s)
+            self._stop(attempt, order.outcome, "", order.grace_s, order.removed)
         elif isinstance(order, talk.Suspend):
             self._suspend(attempt, order.on)
         elif attempt.stage == Stage.WAITING:
@@ -294,7 +294,9 @@ class Keeper:
 
     # ---- limits and the end ------------------------------------------------------------------------------------
 
-    def _stop(self, attempt: Attempt, outcome: Outcome, reason: str, grace_s: float | None) -> None:
+    def _stop(
+        self, attempt: Attempt, outcome: Outcome, reason: str, grace_s: float | None, removed: bool = False
+    ) -> None:
         """End it by its signal, then SIGKILL. The first verdict stands; a later one may only shorten the grace."""
         if attempt.stage >= Stage.CLEARING:
             return
@@ -304,7 +306,8 @@ class Keeper:
             return
         if attempt.verdict is None:
             attempt.fail(outcome, 0, reason)
-            self._signal(attempt, attempt.description.kill_signal)
+            d = attempt.description
+            self._signal(attempt, (d.remove_signal if removed else 0) or d.kill_signal)
             self._signal(attempt, signal.SIGCONT)
             self._suspend(attempt, False)
         pid = attempt.pid

@@ -54,6 +54,8 @@ class End(_Message, frozen=True):
     outcome: Outcome
     #: None: the grace of its description.
     grace_s: float | None
+    #: By the signal for a removal.
+    removed: bool = False
 
 
 class Suspend(_Message, frozen=True):

@@ -267,7 +267,9 @@ class Worker:
         w.Launch: _launch,
         w.TakeBack: lambda self, action: self.keepers.take_back(action.token),
         w.GoOn: lambda self, action: self.keepers.go_on(action.token),
-        w.End: lambda self, action: self.keepers.end(action.token, action.outcome, 0 if action.fast else None),
+        w.End: lambda self, action: self.keepers.end(
+            action.token, action.outcome, 0 if action.fast else None, action.removed
+        ),
         w.Suspend: lambda self, action: self.keepers.suspend(action.token, action.on),
         w.Discard: _discard,
         w.Serve: _serve,

@@ -46,6 +46,28 @@ def is_growing(file: Path) -> bool:
     return file.stat().st_size > before
 
 
+def test_a_job_is_told_of_its_removal_by_a_signal_of_its_own(pool: Parts) -> None:
+    told = pool.cwd / "told"
+    script = pool.cwd / "traps.sh"
+    script.write_text(
+        f'#!/bin/sh\nfor name in TERM USR1; do trap "echo $name >> {told}; exit 0" $name; done\n'
+        f"echo begins >> {told}\nwhile :; do sleep 0.05; done\n"
+    )
+    script.chmod(0o755)
+    job = f"{pool.submit(f'executable = {script}{chr(10)}remove_kill_sig = SIGUSR1{chr(10)}queue{chr(10)}')}.0"
+
+    def lines() -> list[str]:
+        return told.read_text().split() if told.exists() else []
+
+    wait_for("it to run", lambda: lines() == ["begins"])
+    assert run(pool, "condor_hold", job)[2] == 0
+    wait_for("it to be told", lambda: lines() == ["begins", "TERM"])
+    assert run(pool, "condor_release", job)[2] == 0
+    wait_for("it to run again", lambda: lines() == ["begins", "TERM", "begins"])
+    assert run(pool, "condor_rm", job)[2] == 0
+    wait_for("it to be told", lambda: lines() == ["begins", "TERM", "begins", "USR1"])
+
+
 def test_suspend_continue_and_vacate(pool: Parts) -> None:
     job, file = count_up(pool, "dots")
     assert run(pool, "condor_suspend", job) == (f"Job {job} suspended\n", "", 0)

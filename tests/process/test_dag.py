@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from parts import Parts, wait_for
 
+from pilotq.proc import start_ticks
+
 SUB = "executable = {program}\narguments = $(JOB) $(RETRY) $(x:none)\nqueue {count}\n"
 #: Says that it runs, and what it was told.
 WORK = '#!/bin/sh\necho "$@" >>{ran}\nexit $(cat {site}/exit.$1.$2 2>/dev/null || echo 0)\n'
@@ -157,14 +159,34 @@ SLEEP = "executable = /bin/sleep\narguments = $(time:1000)\nqueue\n"
 def test_it_ends_when_it_is_asked_to(site: Site) -> None:
     site.write("sleep.sub", SLEEP)
     site.write("x.dag", "JOB A node.sub\nJOB B sleep.sub\nPARENT A CHILD B\nFINAL F node.sub\n")
-    assert site.pool.condor("condor_submit_dag", "x.dag", cwd=site.path).returncode == 0
+    done = site.pool.condor("condor_submit_dag", "x.dag", cwd=site.path)
+    job = done.stdout.split("submitted to cluster ")[1].partition(".")[0]
     wait_for("a running job", lambda: site.out().count("assigned") == 2)
+    shown = site.pool.condor("condor_q", "-af", "ClusterId", "JobUniverse", "DAGManJobId").stdout.splitlines()
+    assert shown[0] == f"{job} 7 undefined" and len(shown) == 2 and shown[1].endswith(f" 5 {job}")
     again = site.pool.condor("condor_submit_dag", "-f", "x.dag", cwd=site.path)
     assert (again.returncode, "is being run by process" in again.stderr) == (1, True)
-    os.kill(_runner(site), signal.SIGUSR1)
+    assert site.pool.condor("condor_rm", job).returncode == 0
     wait_for("the end", lambda: "EXITING WITH STATUS 2" in site.out())
     assert site.lines() == ["A 0 none", "F 0 none"]
     assert "\nDONE A\n" in (site.path / "x.dag.rescue001").read_text()
+    assert site.pool.condor("condor_q", "-af", "ClusterId").stdout == ""
+    assert f"009 ({int(job):03}.000.000)" in (site.path / "x.dag.dagman.log").read_text()
+
+
+def test_a_held_dag_goes_on_when_it_is_released(site: Site) -> None:
+    site.write("sleep.sub", SLEEP)
+    jobs = 'JOB A node.sub\nJOB B sleep.sub\nVARS B time="2"\nJOB C node.sub\n'
+    site.write("x.dag", f"{jobs}PARENT A CHILD B\nPARENT B CHILD C\n")
+    done = site.pool.condor("condor_submit_dag", "x.dag", cwd=site.path)
+    job = done.stdout.split("submitted to cluster ")[1].partition(".")[0]
+    wait_for("the second job", lambda: site.out().count("assigned") == 2)
+    assert site.pool.condor("condor_hold", job).returncode == 0
+    wait_for("the runner to be gone", lambda: not start_ticks(_runner(site)))
+    assert site.pool.condor("condor_release", job).returncode == 0
+    wait_for("the end", (site.path / "x.dag.metrics").exists)
+    assert site.lines() == ["A 0 none", "C 0 none"]
+    assert (site.path / "x.dag.nodes.log").read_text().count("Job submitted") == 3
 
 
 def test_it_goes_and_goes_on_when_it_is_told_to_go(site: Site) -> None:
@@ -200,6 +222,7 @@ def test_what_condor_submit_dag_says(site: Site) -> None:
     lines = done.stdout.splitlines()
     assert lines[1] == lines[-1] == "-" * 71
     assert lines[2] == "File for submitting this DAG to HTCondor            : x.dag.condor.sub"
+    assert "1 job(s) submitted to cluster " in done.stdout
     assert lines[6] == "Log of the life of condor_dagman itself             : x.dag.dagman.log"
     wait_for("the end", (site.path / "x.dag.metrics").exists)
     assert "-maxjobs 3" in (site.path / "x.dag.condor.sub").read_text()
